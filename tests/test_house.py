@@ -1,0 +1,89 @@
+"""The architecture, held: who imports whom, and what the pure core may touch."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "update_agent"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+MAY_IMPORT = {
+    "errors": set[str](),
+    "run": {"errors"},
+    "cli": {"errors"},
+    "core": {"core", "errors"},
+    "host": {"host", "core", "errors", "run"},
+}
+"""What each part imports of ours. A program: itself, and all of these; never another program."""
+
+SHARED = set(MAY_IMPORT)
+
+PURE = {
+    "__future__", "bisect", "collections", "dataclasses", "datetime", "enum", "functools",
+    "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct",
+    "types", "typing", "uuid", "zlib", "zoneinfo",
+}  # fmt: skip
+"""What ``core`` may import from outside: nothing that reaches a disk, clock, network or chance."""
+
+IMPURE_CALLS = {
+    "open", "print", "input", "exec", "eval", "__import__",
+    "now", "today", "utcnow", "uuid1", "uuid4", "getnode", "TZPATH", "reset_tzpath",
+}  # fmt: skip
+"""Builtins and methods of pure-looking modules that do reach out."""
+
+
+def imports(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide the arrows"
+            assert node.module is not None
+            if node.module == "update_agent":
+                yield from (f"update_agent.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def part_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def calls(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call):
+            match node.func:
+                case ast.Name(id=name) | ast.Attribute(attr=name):
+                    yield name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(module: Path) -> None:
+    part = part_of(module)
+    allowed = MAY_IMPORT.get(part, SHARED | {part}) | {"__version__"}
+
+    ours = {name.split(".")[1] for name in imports(module) if name.startswith("update_agent.")}
+
+    assert ours <= allowed, f"{part} imports {ours - allowed}"
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.glob("core/*.py")), ids=lambda path: path.name)
+def test_the_core_is_pure(module: Path) -> None:
+    outside = {name.split(".")[0] for name in imports(module)} - {"update_agent"}
+
+    assert outside <= PURE, f"not known to be pure: {outside - PURE}"
+    assert not IMPURE_CALLS & set(calls(module))
+
+
+def test_only_run_starts_processes() -> None:
+    users = {m.name for m in MODULES if {"subprocess", "pty"} & set(imports(m))}
+
+    assert users <= {"run.py"}
+
+
+def test_every_module_opens_by_saying_what_it_knows() -> None:
+    silent = [m.name for m in MODULES if not ast.get_docstring(ast.parse(m.read_text()))]
+
+    assert silent == []

@@ -1,0 +1,111 @@
+"""``update-agent-slots``: change boot flags by hand, on images and on hosts that need help.
+
+The daily life of a slot is the writer's; this tool asks nobody and verifies no content. It keeps
+the rules of ``core/slot.py`` and the power-cut safety of ``host/disk.py``, and never touches a slot
+that is in use.
+"""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from update_agent import cli
+from update_agent.core import slot
+from update_agent.core.slot import SlotName, Slots
+from update_agent.ctl.slots import add_disk_options, booted_on, look, slot_lines, slots_as_json
+from update_agent.errors import HostError
+from update_agent.host import disk as disks
+from update_agent.host import udev
+
+_EPILOG = """\
+a slot's life:
+  retire B, write and verify it, arm B, boot B (a try is used), confirm B
+
+examples:
+  update-agent-slots retire B --disk disk.img
+  update-agent-slots rollback A --disk /dev/sda --dry-run
+  update-agent-slots repair --disk /dev/sda      after a damaged copy of the table
+
+'update-agentctl slots --disk ...' shows the result."""
+
+_Operation = Callable[[Slots, SlotName], Slots]
+
+_OPERATIONS: dict[str, tuple[_Operation, str]] = {
+    "retire": (slot.retire, "make a slot unbootable, before it is overwritten"),
+    "arm": (slot.arm, "make a written and verified slot the next to boot, on trial"),
+    "confirm": (slot.confirm, "make a slot that is known to work boot without a try"),
+    "rollback": (slot.rollback, "make a successful slot the next to boot"),
+}
+
+_REPLACES = {"retire", "arm"}
+"""Operations for a slot whose content changes hands: it must be in nobody's use."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    command = cli.parser(
+        "update-agent-slots",
+        "Change boot flags by hand: for disk images and for recovery. Hosts do this by themselves.",
+        _EPILOG,
+    )
+    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (_, meaning) in _OPERATIONS.items():
+        verb = _add_verb(verbs.add_parser(name, help=meaning, description=f"{meaning}."), change)
+        verb.add_argument("slot", type=SlotName, choices=tuple(SlotName), metavar="A|B")
+        verb.set_defaults(operation=name)
+        verb.add_argument("--dry-run", action="store_true", help="show it, write nothing")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    meaning = "make both copies of the partition table whole and equal"
+    _add_verb(verbs.add_parser("repair", help=meaning, description=f"{meaning}."), repair)
+    return cli.run(command, argv)
+
+
+def _add_verb(verb: ArgumentParser, run: Callable[[Namespace], int]) -> ArgumentParser:
+    add_disk_options(verb, required=True)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def change(options: Namespace) -> int:
+    """Carry out one operation on one slot and print both slots as they then stand."""
+    operation, _ = _OPERATIONS[options.operation]
+    before = look(options.disk, options.sector_size)
+    if isinstance(before.slots, HostError):
+        raise before.slots
+    after = operation(before.slots, options.slot)
+    if not options.dry_run:
+        with (
+            _unused(options, before.slots[options.slot].number),
+            disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk,
+        ):
+            after = disks.change_slots(disk, lambda slots: operation(slots, options.slot))
+    if options.json:
+        print(json.dumps({"slots": slots_as_json(after), "why": slot.explain(after)}, indent=2))
+    else:
+        print(*slot_lines(after, before.booted), "", slot.explain(after), sep="\n")
+    return 0
+
+
+def _unused(options: Namespace, number: int) -> AbstractContextManager[None]:
+    if options.operation not in _REPLACES:
+        return nullcontext()
+    booted = booted_on(options.disk)
+    if isinstance(booted, udev.BootedPartition) and booted.number == number:
+        raise HostError(
+            f"slot {options.slot} is the one this host runs from; it is not touched",
+            hint=f"roll back to slot {options.slot.other} and reboot first",
+        )
+    return udev.unused(options.disk, number)
+
+
+def repair(options: Namespace) -> int:
+    """Repair the partition table and say what was wrong with it."""
+    before = look(options.disk, options.sector_size)
+    with disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk:
+        after = disks.repair(disk)
+    if before.tables == after:
+        print(f"{options.disk}: both copies of the partition table are good; nothing was written")
+    else:
+        print(f"{options.disk}: both copies of the partition table are good now")
+    return 0
