@@ -3,6 +3,8 @@
 Knows how to read and write sectors of a block device or an image file, and carries out the plans
 of ``core/gpt.py``. The rules kept here:
 
+* What is read is made durable before it is trusted: a writer that was killed may have left the disk
+  a table that stands in its cache alone, and to build on it would lose both.
 * Every phase of a plan is written, flushed and read back from the medium before the next begins.
   Any error ends the change at once: after a failed flush nobody knows what the disk holds, so
   nothing is flushed again; the next change starts from what it then reads.
@@ -199,7 +201,7 @@ def repair(disk: Disk) -> Tables:
     Writes nothing to a sound disk, and nothing to one whose copies are both unusable. Cut the
     power anywhere and firmware reads the table it read before. Raises HostError.
     """
-    return _carry_out(disk, gpt.repair(read_tables(disk)))
+    return _carry_out(disk, gpt.repair(_settled(disk)))
 
 
 def change_slots(disk: Disk, edit: Callable[[Slots], Slots]) -> Slots:
@@ -209,12 +211,21 @@ def change_slots(disk: Disk, edit: Callable[[Slots], Slots]) -> Slots:
     never a mixture and never no table. Raises HostError, and whatever ``edit`` raises, before
     anything is written.
     """
-    before = read_tables(disk)
+    before = _settled(disk)
     old = slot.from_table(before.authoritative)
     new = edit(old)
     sound = _carry_out(disk, gpt.repair(before))
     _carry_out(disk, gpt.change(sound, slot.words(sound.authoritative, new)))
     return new
+
+
+def _settled(disk: Disk) -> Tables:
+    """Return the tables as they would survive a power cut now."""
+    try:
+        disk.flush()
+    except OSError as error:
+        raise _failed(disk, error) from error
+    return read_tables(disk)
 
 
 def _carry_out(disk: Disk, plan: Plan) -> Tables:
@@ -225,10 +236,7 @@ def _carry_out(disk: Disk, plan: Plan) -> Tables:
             disk.flush()
             lost = [write for write in phase if _read_back(disk, write) != write.data]
         except OSError as error:
-            raise HostError(
-                f"cannot write the partition table of {disk.name}: {error.strerror}",
-                hint="one whole copy of the table still counts; replace the disk",
-            ) from error
+            raise _failed(disk, error) from error
         if lost:
             raise HostError(
                 f"{disk.name} does not hold at LBA {lost[0].lba} what was written there",
@@ -237,6 +245,13 @@ def _carry_out(disk: Disk, plan: Plan) -> Tables:
     if plan.phases and read_tables(disk) != plan.after:
         raise HostError(f"the partition table of {disk.name} was changed by another program")
     return plan.after
+
+
+def _failed(disk: Disk, error: OSError) -> HostError:
+    return HostError(
+        f"cannot write the partition table of {disk.name}: {error.strerror}",
+        hint="one whole copy of the table still counts; replace the disk",
+    )
 
 
 def _read_back(disk: Disk, write: gpt.Write) -> bytes:
