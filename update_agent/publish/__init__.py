@@ -1,0 +1,1 @@
+"""The release team's side: ``update-agent-image`` and ``update-publish``."""

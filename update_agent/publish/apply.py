@@ -1,0 +1,194 @@
+"""Putting a payload into a slot by hand: for factories and recovery, without a daemon.
+
+The same parts as in the daemon and the writer, in one process: fetch, plan, write, verify. It flips
+no boot flag and checks no signature; it says what it was told to trust.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from update_agent.core import payload
+from update_agent.core.payload import Batch, Index, Plan, SourceError, Totals
+from update_agent.errors import HostError, ReleaseError
+from update_agent.host import slot
+from update_agent.host.device import Device
+from update_agent.host.slot import SlotWriter, Workers
+
+MAX_INDEX = 2**30
+"""Bytes of an index that are worth fetching: of an image of ten terabytes."""
+
+ROUNDS = 3
+"""How often a batch is tried before the payload, or the disk, is given up."""
+
+
+class Blob(Protocol):
+    """Where stored bytes come from."""
+
+    def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
+        """Call ``deliver`` once for each span, in any order and from any thread."""
+        ...
+
+    def distrust(self, spans: Sequence[Batch]) -> None:
+        """Take ``spans`` from elsewhere, if there is an elsewhere: their bytes were wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A payload's index, and a way to its blob."""
+
+    name: str
+    index: Index
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was done, in bytes and seconds."""
+
+    payload: str
+    totals: Totals
+    written: int
+    seconds: float
+    seconds_by_step: dict[str, float]
+    peak_memory: int
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, and how many bytes of how many are done."""
+
+
+@dataclass
+class Steps:
+    """Measures the steps of the work and tells of them."""
+
+    progress: Progress
+    began: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+
+    def done(self, step: str) -> None:
+        """Account the time since the last step to ``step``."""
+        now = time.monotonic()
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self._last
+        self._last = now
+
+
+def install(
+    target: Device,
+    sources: Sequence[Source],
+    *,
+    booted: Device | None,
+    booted_index: Index | None,
+    progress: Progress,
+) -> Report:
+    """Put the first of ``sources`` into ``target`` that can be made from what ``booted`` holds.
+
+    A delta payload gives way to the next source when the booted slot is not, or no longer, what it
+    was made from; what is right by then is kept. Raises ReleaseError, HostError.
+    """
+    steps = Steps(progress)
+    with Workers() as workers:
+        for number, source in enumerate(sources):
+            try:
+                plan = _look(target, source.index, booted, booted_index, workers)
+                steps.done("look")
+                written = _write(target, plan, source.blob, booted, workers, steps)
+            except SourceError:
+                if number + 1 == len(sources):
+                    raise
+            else:
+                return Report(
+                    payload=source.name,
+                    totals=plan.totals(),
+                    written=written,
+                    seconds=time.monotonic() - steps.began,
+                    seconds_by_step=steps.seconds,
+                    peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                )
+    raise ValueError("no source to install from")
+
+
+def _look(
+    target: Device,
+    index: Index,
+    booted: Device | None,
+    booted_index: Index | None,
+    workers: Workers,
+) -> Plan:
+    """Find out what both slots hold, and plan."""
+    held = slot.held(target, index, workers)
+    if index.is_delta:
+        known = slot.root_hash(booted) if booted else payload.NO_HASH
+        return payload.plan(index, held=held, booted_root_hash=known)
+    places: dict[bytes, int] = {}
+    if booted_index:
+        places = slot.places_of(booted_index)
+    elif booted and len(held) < len(index):
+        places = slot.places(booted, slot.layout(booted).image_size, workers)
+    return payload.plan(index, held=held, booted=places)
+
+
+def _write(
+    target: Device,
+    plan: Plan,
+    blob: Blob,
+    booted: Device | None,
+    workers: Workers,
+    steps: Steps,
+) -> int:
+    """Carry ``plan`` out; return the bytes written."""
+    if plan.nothing_to_write:
+        return 0
+    writer = SlotWriter(target, plan, source=booted, workers=workers)
+    writer.begin()
+    size = plan.totals().write
+
+    def deliver(batch: Batch, stored: bytearray) -> None:
+        writer.put(batch, stored)
+        steps.progress("write", min(writer.written, size), size)
+
+    numbers: set[int] | None = None
+    undone = slot.Undone()
+    for _ in range(ROUNDS):
+        batches = list(plan.batches(numbers))
+        for batch in batches:
+            if not batch.blob_length:
+                deliver(batch, bytearray())
+        blob.fetch([batch for batch in batches if batch.blob_length], deliver)
+        undone = writer.settle()
+        steps.done("write")
+        if undone.refused:
+            blob.distrust([it for it in batches if not undone.refused.isdisjoint(_numbers(it))])
+        if undone.rotten:
+            plan = plan.fetching_instead(undone.rotten)
+            writer.follow(plan)
+        numbers = set(undone.numbers)
+        if not numbers:
+            numbers = writer.read_back()
+            steps.done("read back")
+        if not numbers:
+            writer.finish()
+            steps.done("finish")
+            return writer.written
+    raise _gave_up(target, undone)
+
+
+def _numbers(batch: Batch) -> range:
+    return range(batch.first, batch.last + 1)
+
+
+def _gave_up(target: Device, undone: slot.Undone) -> Exception:
+    if undone.refused:
+        return ReleaseError(
+            f"{len(undone.refused)} chunks have a wrong hash after {ROUNDS} tries, the first is"
+            f" chunk {min(undone.refused)}",
+            hint="index and blob don't belong together, or the network garbles what it carries",
+        )
+    return HostError(
+        f"{target.path} does not hold what was written to it, after {ROUNDS} tries",
+        hint="replace the disk; the slot is left marked as unfinished and cannot boot",
+    )

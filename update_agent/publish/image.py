@@ -1,0 +1,232 @@
+"""``update-agent-image``: make slot images, and put payloads into slots without a daemon."""
+
+import hashlib
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from update_agent import cli
+from update_agent.core import payload
+from update_agent.core.payload import Batch, Index
+from update_agent.errors import HostError, ReleaseError
+from update_agent.host.device import Device, open_device
+from update_agent.host.http import Download, Limits, Network, Way, get
+from update_agent.publish import apply as applying
+from update_agent.publish import seal as sealing
+from update_agent.publish.apply import Report, Source
+
+_EPILOG = """\
+examples:
+  update-agent-image seal --root root/ --kernel linux.efi --output v2.img
+  update-agent-image apply --index http://server/v2.index --slot /dev/sda3 --source /dev/sda2
+  update-agent-image apply --index v1.from.v2.index --full v2.index --slot slot.img --source v1.img
+
+'update-publish payload' makes indexes and blobs; 'update-agent-slots' changes boot flags."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    command = cli.parser(
+        "update-agent-image", "Make slot images, and put them into slots by hand.", _EPILOG
+    )
+    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_seal(
+        verbs.add_parser(
+            "seal",
+            help="make a slot image of a root file system and a kernel",
+            description="Make a slot image: the root as erofs, its dm-verity tree, the kernel. "
+            "The same input gives the same bytes. Prints the verity root hash.",
+        )
+    )
+    _add_apply(
+        verbs.add_parser(
+            "apply",
+            help="put a payload into a slot: factory and recovery",
+            description="Fetch a payload, write it to a slot, read everything back and verify it. "
+            "What the slot already holds right is kept, so the command can be repeated after any "
+            "interruption. Boot flags are left alone, and no signature is checked: name the "
+            "SHA-256 of the index, or trust the way to it.",
+        )
+    )
+    return cli.run(command, argv)
+
+
+# seal --------------------------------------------------------------------------------------------
+
+
+def _add_seal(verb: ArgumentParser) -> None:
+    verb.add_argument("--root", type=Path, required=True, metavar="EROFS-OR-FOLDER",
+                      help="the root file system")  # fmt: skip
+    verb.add_argument("--kernel", type=Path, required=True, metavar="FILE",
+                      help="the unified kernel image")  # fmt: skip
+    verb.add_argument("--output", type=Path, required=True, metavar="IMAGE",
+                      help="the slot image to make")  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=seal)
+
+
+def seal(options: Namespace) -> int:
+    """Make a slot image and print its root hash."""
+    root_hash = sealing.seal(options.root, options.kernel, options.output)
+    size = options.output.stat().st_size
+    if options.json:
+        print(json.dumps({"image": str(options.output), "bytes": size, "root_hash": root_hash}))
+    else:
+        print(f"{options.output}: {size / 1e6:.1f} MB, root hash {root_hash}")
+    return 0
+
+
+# apply -------------------------------------------------------------------------------------------
+
+
+def _add_apply(verb: ArgumentParser) -> None:
+    verb.add_argument("--index", required=True, metavar="URL-OR-FILE",
+                      help="the payload's index; its blob lies beside it")  # fmt: skip
+    verb.add_argument("--sha256", metavar="HEX", help="what the index must hash to")
+    verb.add_argument("--full", metavar="URL-OR-FILE",
+                      help="index of the full payload, for when a delta payload doesn't fit the "
+                      "source")  # fmt: skip
+    verb.add_argument("--mirror", action="append", default=[], metavar="URL",
+                      help="the same index at another server; may be repeated")  # fmt: skip
+    verb.add_argument("--slot", type=Path, required=True, metavar="DEVICE-OR-FILE",
+                      help="where the image goes; all of it is overwritten")  # fmt: skip
+    verb.add_argument("--source", type=Path, metavar="DEVICE-OR-FILE",
+                      help="a slot or image to take equal parts from")  # fmt: skip
+    verb.add_argument("--source-index", type=Path, metavar="FILE",
+                      help="its index, which spares reading it to find them")  # fmt: skip
+    verb.add_argument("--rate", type=float, metavar="MB/S", help="fetch at most this fast")
+    verb.add_argument("--deadline", type=float, default=Limits().deadline, metavar="SECONDS",
+                      help="give up after this time (default: %(default).0f)")  # fmt: skip
+    verb.add_argument("--proxy", metavar="URL", help="fetch through this proxy")
+    verb.add_argument("--ca", metavar="FILE", help="certificates to accept for HTTPS")
+    verb.add_argument("--connections", type=int, default=Way().connections, metavar="N",
+                      help="connections to each server (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="print JSON, and no progress")
+    verb.set_defaults(run=apply)
+
+
+def apply(options: Namespace) -> int:
+    """Put a payload into a slot and report on it."""
+    network = Network(
+        Limits(rate=options.rate and options.rate * 1e6, deadline=options.deadline),
+        Way(proxy=options.proxy, ca_file=options.ca, connections=options.connections),
+    )
+    with ExitStack() as stack:
+        sources = [_source(network, options.index, options.mirror, options.sha256, stack)]
+        if options.full:
+            sources.append(_source(network, options.full, [], None, stack))
+        target = stack.enter_context(_slot(options.slot, sources[0].index.image_size))
+        booted = options.source and stack.enter_context(open_device(options.source))
+        booted_index = options.source_index and _decode(options.source_index.read_bytes())
+        with _Bar(disable=options.json) as bar:
+            report = applying.install(
+                target, sources, booted=booted, booted_index=booted_index, progress=bar.show
+            )
+    result = _as_json(report, network)
+    print(json.dumps(result) if options.json else _as_text(result))
+    return 0
+
+
+def _slot(path: Path, size: int) -> AbstractContextManager[Device]:
+    """Open the slot; an image file is made, or made as large as needed."""
+    if not path.exists() or (path.is_file() and path.stat().st_size < size):
+        with path.open("ab") as file:
+            file.truncate(size)
+    return open_device(path, writable=True, exclusive=True)
+
+
+def _source(
+    network: Network, where: str, mirrors: Sequence[str], wanted: str | None, stack: ExitStack
+) -> Source:
+    remote = where.startswith(("http://", "https://"))
+    data = get(network, where, max_size=applying.MAX_INDEX) if remote else _read(Path(where))
+    found = hashlib.sha256(data).hexdigest()
+    if wanted and found != wanted.lower():
+        raise ReleaseError(f"{where} has the SHA-256 {found}, wanted {wanted}")
+    index = _decode(data)
+    if remote:
+        urls = [_blob_name(url) for url in (where, *mirrors)]
+        blob: applying.Blob = Download(network, urls, blob_size=index.blob_size)
+    else:
+        blob = _FileBlob(stack.enter_context(open_device(Path(_blob_name(where)))))
+    return Source(name=where, index=index, blob=blob)
+
+
+def _blob_name(index: str) -> str:
+    if not index.endswith(".index"):
+        raise HostError(f"{index} does not end in .index, so its blob can't be named")
+    return index.removesuffix(".index") + ".blob"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _decode(data: bytes) -> Index:
+    return payload.decode(data)
+
+
+class _FileBlob:
+    """A blob in a file."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
+        for span in spans:
+            data = self._device.read(span.blob_offset, span.blob_length)
+            deliver(span, bytearray(data).ljust(span.blob_length, b"\0"))
+
+    def distrust(self, spans: Sequence[Batch]) -> None:
+        """There is no elsewhere."""
+
+
+class _Bar:
+    """Progress on a terminal."""
+
+    def __init__(self, *, disable: bool) -> None:
+        self._bar = tqdm(unit="B", unit_scale=True, disable=disable or None, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, step: str, done: int, size: int) -> None:
+        self._bar.total = size
+        self._bar.set_description(step, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+
+def _as_json(report: Report, network: Network) -> dict[str, Any]:
+    totals = report.totals
+    return {
+        "payload": report.payload,
+        "fetched_bytes": network.fetched,
+        "copied_bytes": totals.copy,
+        "kept_bytes": totals.keep,
+        "zero_bytes": totals.zero,
+        "written_bytes": report.written,
+        "seconds": round(report.seconds, 3),
+        "seconds_by_step": {step: round(took, 3) for step, took in report.seconds_by_step.items()},
+        "peak_memory_bytes": report.peak_memory,
+    }
+
+
+def _as_text(result: dict[str, Any]) -> str:
+    mb = {key: f"{value / 1e6:.1f} MB" for key, value in result.items() if key.endswith("bytes")}
+    return (
+        f"the slot holds the whole image, read back and verified: {mb['written_bytes']} written,"
+        f" {mb['kept_bytes']} kept, in {result['seconds']:.1f} s\n"
+        f"fetched {mb['fetched_bytes']}, copied {mb['copied_bytes']} from the source"
+    )

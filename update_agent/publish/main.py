@@ -1,0 +1,75 @@
+"""``update-publish``: what the release team does with images."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from update_agent import cli
+from update_agent.publish import payload
+
+_EPILOG = """\
+examples:
+  update-publish payload v2.img --output repository/         a full payload
+  update-publish payload v2.img --from v1.img --output ...   for hosts that run v1
+
+'update-agent-image seal' makes images, 'update-agent-image apply' tries a payload out."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    command = cli.parser("update-publish", "Publish releases.", _EPILOG)
+    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_payload(
+        verbs.add_parser(
+            "payload",
+            help="make a full or a delta payload of a slot image",
+            description="Make the payload of a slot image: an index and a blob. With --from, one "
+            "that only hosts with that image in their booted slot can use, and that is smaller.",
+        )
+    )
+    return cli.run(command, argv)
+
+
+def _add_payload(verb: ArgumentParser) -> None:
+    verb.add_argument("image", type=Path, metavar="IMAGE", help="a slot image")
+    verb.add_argument("--from", dest="source", type=Path, metavar="IMAGE",
+                      help="the slot image that hosts have now")  # fmt: skip
+    verb.add_argument("--output", type=Path, required=True, metavar="FOLDER",
+                      help="where NAME.index and NAME.blob go")  # fmt: skip
+    verb.add_argument("--level", type=int, choices=range(1, 23), default=payload.LEVEL,
+                      metavar="1-22", help="of zstd (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="print JSON, and no progress")
+    verb.set_defaults(run=make)
+
+
+def _advance(bar: "tqdm[NoReturn]", size: int) -> None:
+    bar.update(size)
+
+
+def make(options: Namespace) -> int:
+    """Make a payload and say how large it is."""
+    with tqdm(
+        unit="B", unit_scale=True, disable=options.json or None, file=sys.stderr, desc="chunks"
+    ) as bar:
+        if options.image.exists():
+            bar.total = options.image.stat().st_size
+        made = payload.make(
+            options.image, options.output,
+            source=options.source, level=options.level, progress=lambda size: _advance(bar, size),
+        )  # fmt: skip
+    sizes = {"index": made.index.stat().st_size, "blob": made.blob.stat().st_size}
+    if options.json:
+        print(json.dumps({
+            "index": str(made.index), "index_bytes": sizes["index"],
+            "blob": str(made.blob), "blob_bytes": sizes["blob"],
+            "chunks": made.chunks,
+        }))  # fmt: skip
+    else:
+        print(f"{made.index}: {made.chunks} chunks, {sizes['index'] / 1e6:.1f} MB")
+        print(f"{made.blob}: {sizes['blob'] / 1e6:.1f} MB")
+    return 0

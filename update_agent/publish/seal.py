@@ -1,0 +1,116 @@
+"""Making a slot image: a root file system and a kernel, laid out and hashed.
+
+The same input gives the same bytes: no time, no chance, no path enters the image. The layout is in
+``core/slot_image.py``; the root is an erofs, made here by ``mkfs.erofs`` or before; ``veritysetup``
+makes the hash tree.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from update_agent.core import slot_image
+from update_agent.core.chunking import BLOCK
+from update_agent.core.slot_image import Kernel, Layout
+from update_agent.errors import HostError
+from update_agent.publish.files import replaced
+from update_agent.run import run
+
+_UUID = "5c7cbd39-6a3e-4d39-a49c-26a1b3a0c1a5"
+"""Of every file system and hash tree we make: found by place, never by UUID."""
+
+_COPY = 2**20
+
+
+def seal(root: Path, kernel: Path, output: Path) -> str:
+    """Write the slot image of ``root``, an erofs or a folder, and ``kernel``; return its root hash.
+
+    The root hash is in hexadecimal. ``output`` is replaced as a whole, or not at all. Raises
+    HostError.
+    """
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".seal-") as scratch:
+        fs = _erofs(root, Path(scratch)) if root.is_dir() else root
+        with replaced(output) as image:
+            work = Path(image.name)
+            fs_size = _append(fs, work)
+            parts = _layout(fs_size, kernel)
+            _put(work, slot_image.HEADER_OFFSET, parts.encode())
+            root_hash = _hash_tree(work, parts)
+            _put(work, parts.kernel_offset, _describe(kernel).encode())
+            _append(kernel, work)
+            if work.stat().st_size != parts.image_size:
+                raise HostError(f"{kernel} changed while it was read")
+    return root_hash
+
+
+def _erofs(tree: Path, scratch: Path) -> Path:
+    made = scratch / "root.erofs"
+    run([
+        "mkfs.erofs",
+        "--quiet",
+        "-b", str(BLOCK),
+        "-U", _UUID,
+        "-T", "0",
+        "--all-time",
+        made, tree,
+    ])  # fmt: skip
+    return made
+
+
+def _layout(fs_size: int, kernel: Path) -> Layout:
+    """Return where everything goes; known before hashing, for the tree covers the header."""
+    kernel_offset = fs_size + BLOCK * (1 + sum(slot_image.level_sizes(fs_size // BLOCK)))
+    kernel_region_size = BLOCK + _rounded(kernel.stat().st_size)
+    return Layout(
+        fs_size=fs_size,
+        verity_offset=fs_size,
+        kernel_offset=kernel_offset,
+        kernel_region_size=kernel_region_size,
+        image_size=kernel_offset + kernel_region_size,
+    )
+
+
+def _hash_tree(image: Path, parts: Layout) -> str:
+    """Append the dm-verity superblock and tree; return the root hash."""
+    said = run([
+        "veritysetup", "format",
+        "--data-block-size", str(BLOCK),
+        "--hash-block-size", str(BLOCK),
+        "--data-blocks", str(parts.fs_size // BLOCK),
+        "--hash-offset", str(parts.verity_offset),
+        "--salt", "-",
+        "--uuid", _UUID,
+        image, image,
+    ])  # fmt: skip
+    return said.partition("Root hash:")[2].split()[0]
+
+
+def _describe(kernel: Path) -> Kernel:
+    with kernel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return Kernel(size=kernel.stat().st_size, digest=digest)
+
+
+def _append(part: Path, image: Path) -> int:
+    """Append ``part``, filled up to a whole block; return the size of ``image`` then."""
+    try:
+        with part.open("rb") as source, image.open("ab") as target:
+            shutil.copyfileobj(source, target, _COPY)
+            target.truncate(_rounded(target.tell()))
+    except OSError as error:
+        raise HostError(f"cannot copy {part} to {image}: {error.strerror}") from error
+    return image.stat().st_size
+
+
+def _put(image: Path, offset: int, content: bytes) -> None:
+    fd = os.open(image, os.O_WRONLY)
+    try:
+        os.pwrite(fd, content, offset)
+    finally:
+        os.close(fd)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
