@@ -7,9 +7,11 @@
 4  the disk, network or system failed, or its state forbids it (HostError)
 """
 
+import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from update_agent import __version__
 from update_agent.errors import UpdateAgentError
@@ -19,14 +21,20 @@ exit codes: 0 done; 2 wrong usage; 3 the release or payload cannot be trusted or
 4 the disk, the network or the system failed, or its state forbids what was asked for"""
 
 
+class _Parser(ArgumentParser):
+    """A parser that takes options by their whole name alone, as do the parsers of its verbs."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  passed on as they are
+        super().__init__(**{"allow_abbrev": False, **options})
+
+
 def parser(program: str, description: str, epilog: str = "") -> ArgumentParser:
     """Return a parser with what all programs share: --version, examples, exit codes."""
-    made = ArgumentParser(
+    made = _Parser(
         prog=program,
         description=description,
         epilog=f"{epilog}\n\n{EXIT_CODES}" if epilog else EXIT_CODES,
         formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return made
@@ -37,12 +45,15 @@ def run(command: ArgumentParser, argv: Sequence[str] | None) -> int:
     options = command.parse_args(argv)
     verb: Callable[..., int] = options.run
     try:
-        return verb(options)
+        done = verb(options)
+        sys.stdout.flush()
     except UpdateAgentError as error:
         return complain(command.prog, error)
     except BrokenPipeError:  # the reader of our output, such as head(1), has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    else:
+        return done
 
 
 def complain(program: str, error: UpdateAgentError) -> int:

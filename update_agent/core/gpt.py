@@ -51,6 +51,8 @@ MAX_ENTRIES = 1024
 """More than any tool writes; bounds what a header can make us read to 128 KiB."""
 
 _SIGNATURE = b"EFI PART"
+"""Begins a header."""
+
 _FOREIGN = {b"CHROMEOS", b"IGNOREME"}
 """Signatures of ChromeOS tools, which mean: keep your hands off this copy."""
 
@@ -106,7 +108,7 @@ class TableError(HostError):
 _HINTS = {
     Damage.DAMAGED: "the other copy is used while it is good; 'update-agent-slots repair' mends it",
     Damage.MALFORMED: "nothing is written to such a disk; correct its table with sgdisk or sfdisk",
-    Damage.FOREIGN: "nothing is written to such a disk; 'cgpt repair' may undo what ChromeOS did",
+    Damage.FOREIGN: "nothing is written to such a disk; 'cgpt legacy -e' undoes what ChromeOS did",
 }
 
 
@@ -211,6 +213,14 @@ class Table:
         return Table(header=header, array=bytes(array), partitions=partitions)
 
 
+class Mbr(StrEnum):
+    """What LBA 0 says to programs that look there first."""
+
+    PROTECTIVE = "protective"
+    MISSING = "missing"
+    HYBRID = "hybrid"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
     """Both copies as found on a disk, each a table or the reason why it is not used."""
@@ -218,22 +228,31 @@ class Tables:
     geometry: Geometry
     primary: Table | TableError
     backup: Table | TableError
+    mbr: Mbr
 
     @property
     def authoritative(self) -> Table:
         """The copy that counts: the primary if it is valid, else the backup, as in firmware.
 
-        Raises TableError when neither can be used, or when a valid-looking copy breaks a rule.
+        Raises HostError when neither can be used, when a valid-looking primary breaks a rule, and
+        when only a backup is left on a disk whose MBR does not speak of a GPT: there firmware sees
+        none either, and the disk may have been laid out anew.
         """
         if isinstance(self.primary, Table):
             return self.primary
         if self.primary.damage is not Damage.DAMAGED:
             raise self.primary
-        if isinstance(self.backup, Table):
+        if isinstance(self.backup, Table) and self.mbr is not Mbr.MISSING:
             return self.backup
+        if isinstance(self.backup, Table):
+            raise HostError(
+                f"the MBR does not speak of a GPT, and the {self.primary}",
+                hint="the disk may have been laid out anew; 'gdisk' recovers the old table from its"
+                " backup if that is what you want",
+            )
         raise HostError(
             f"both copies of the partition table are unusable ({self.primary}; {self.backup})",
-            hint="nothing was written; see 'Recovery' in sgdisk(8), or install the host again",
+            hint="nothing was written; try gdisk's recovery menu, or install the host again",
         )
 
     @property
@@ -278,7 +297,7 @@ def parse_header(copy: Copy, sector: bytes, *, lba: int, geometry: Geometry) -> 
     Raises TableError. After it returned, ``entries_lba`` and ``array_sectors`` are safe to read.
     """
     check = _Checks(copy)
-    check.equal("size of its header sector", len(sector), geometry.sector_size, Damage.DAMAGED)
+    check.equal("bytes in its header", len(sector), geometry.sector_size, Damage.DAMAGED)
     (signature, revision, size, stored_crc, _reserved, own_lba, alternate_lba, first_usable,
      last_usable, disk_guid, entries_lba, entry_count, entry_size, entries_crc32,
      ) = _HEADER.unpack_from(sector)  # fmt: skip
@@ -334,7 +353,7 @@ def parse_table(header: Header, array: bytes) -> Table:
 def unreadable(copy: Copy, cause: str) -> TableError:
     """Return the error for a copy whose sectors the disk refuses to give."""
     return TableError(
-        copy, "its sectors", found=cause, wanted="readable sectors", damage=Damage.DAMAGED
+        copy, "its content", found=f"unreadable ({cause})", wanted="readable", damage=Damage.DAMAGED
     )
 
 
@@ -401,12 +420,9 @@ class _Checks:
             self.fail(field, found, f"{low} to {high}" if low <= high else "room for it", damage)
 
 
-class Mbr(StrEnum):
-    """What LBA 0 says to programs that look there first."""
-
-    PROTECTIVE = "protective"
-    MISSING = "missing"
-    HYBRID = "hybrid"
+def marks_header(sector: bytes) -> bool:
+    """Whether ``sector`` looks like a header, of whatever health or owner."""
+    return sector[:8] in {_SIGNATURE, *_FOREIGN}
 
 
 def parse_mbr(sector: bytes) -> Mbr:

@@ -16,14 +16,16 @@ from the other slot A, which is successful:
     (boot)  B       2       2      no         the selector counts down before it starts the slot
     confirm B       2       0      yes        after the new system proved healthy
 
-Beside ``cgpt prioritize -i B``, which these operations agree with where both have an opinion:
+Beside ``cgpt prioritize -i B``, which ranks ChromeOS's kernel partitions and none of ours:
 
-    ours                    cgpt prioritize
-    arm puts B at 2, A at 1     same order, same numbers, for two slots
-    arm sets tries to 3         leaves tries and successful alone: 'cgpt add -T 3 -S 0' follows
-    a tie goes to the lowest    'prioritize' lifts the named slot alone, unless --friends
-      partition number
-    retire clears all three     has no such verb; 'cgpt add -P 0 -T 0 -S 0'
+    ours                              cgpt
+    arm puts B at 2, A at 1           the same numbers
+    arm sets tries to 3               leaves tries and successful alone; 'cgpt add -T 3 -S 0'
+    retire clears all three           has no such verb; 'cgpt add -P 0 -T 0 -S 0'
+    rollback puts B at 2, A at 1      the same numbers
+    rollback to the slot that boots   renumbers 9 and 3 to 2 and 1
+      next anyway changes nothing
+    priority 0 stays 0                the same, but for -f (friends), which lifts equals together
 
 The rule kept here: no operation leaves a disk without a successful slot that may boot. Whether the
 slot's *content* deserves its flags (verified before arm, healthy before confirm) is for the caller.
@@ -35,7 +37,7 @@ from enum import StrEnum
 from typing import Self
 from uuid import UUID
 
-from update_agent.core.gpt import Table
+from update_agent.core.gpt import Partition, Table
 from update_agent.errors import HostError
 
 SLOT_TYPE = UUID("14df45bd-ad68-4deb-ae12-8e00afdd62f4")
@@ -173,13 +175,19 @@ def _find(table: Table, name: SlotName) -> Slot:
         if part.type_guid == SLOT_TYPE and part.label == name.label
     ]
     if len(found) != 1:
-        others = ", ".join(f"{part.number} '{part.label}'" for part in table.partitions)
+        others = ", ".join(f"{part.number} {_named(part)}" for part in table.partitions)
         raise HostError(
             f"{len(found)} partitions are labelled {name.label} and of type {SLOT_TYPE}, wanted 1",
             hint=f"the disk has {'partitions ' + others if others else 'no partition'}",
         )
     flags = BootFlags.from_word(found[0].attributes)
     return Slot(name=name, number=found[0].number, flags=flags)
+
+
+def _named(part: Partition) -> str:
+    is_slot = part.type_guid == SLOT_TYPE
+    looks_like_one = part.label in {name.label for name in SlotName}
+    return f"'{part.label}'{' (of another type)' if looks_like_one and not is_slot else ''}"
 
 
 # The boot rule -----------------------------------------------------------------------------------
@@ -316,7 +324,7 @@ def rollback(slots: Slots, name: SlotName) -> Slots:
     return slots.with_flags(
         {
             name: replace(target.flags, priority=2),
-            left.name: replace(left.flags, priority=1),
+            left.name: replace(left.flags, priority=min(left.flags.priority, 1)),
         }
     )
 

@@ -73,18 +73,21 @@ def change(options: Namespace) -> int:
     before = look(options.disk, options.sector_size)
     if isinstance(before.slots, HostError):
         raise before.slots
-    after = operation(before.slots, options.slot)
-    if not options.dry_run:
-        with (
-            _unused(options, before.slots[options.slot].number),
-            disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk,
-        ):
-            after = disks.change_slots(disk, lambda slots: operation(slots, options.slot))
+    with _unused(options, before.slots[options.slot].number):
+        if options.dry_run:
+            after = operation(before.slots, options.slot)
+        else:
+            after = _store(options, operation)
     if options.json:
         print(json.dumps({"slots": slots_as_json(after), "why": slot.explain(after)}, indent=2))
     else:
         print(*slot_lines(after, before.booted), "", slot.explain(after), sep="\n")
     return 0
+
+
+def _store(options: Namespace, operation: _Operation) -> Slots:
+    with disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk:
+        return disks.change_slots(disk, lambda slots: operation(slots, options.slot))
 
 
 def _unused(options: Namespace, number: int) -> AbstractContextManager[None]:

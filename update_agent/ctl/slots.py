@@ -11,13 +11,15 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.core import slot
-from update_agent.core.gpt import Mbr, Table, TableError, Tables
+from update_agent.core.gpt import Geometry, Mbr, Table, TableError, Tables
 from update_agent.core.slot import SlotName, Slots
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host import udev
 
 PROGRAM = "update-agentctl"
+
+_GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,6 @@ class View:
 
     disk: Path
     tables: Tables
-    mbr: Mbr
     slots: Slots | HostError
     booted: SlotName | None
 
@@ -65,7 +66,7 @@ def look(path: Path | None, sector_size: int | None = None) -> View:
     booted = booted_on(path)
     path = path or _known(booted).disk
     with disks.open_disk(path, sector_size=sector_size) as disk:
-        tables, mbr = disks.read_tables(disk), disks.read_mbr(disk)
+        tables = disks.read_tables(disk)
     try:
         slots: Slots | HostError = slot.from_table(tables.authoritative)
     except HostError as error:
@@ -73,7 +74,7 @@ def look(path: Path | None, sector_size: int | None = None) -> View:
     name = None
     if isinstance(slots, Slots) and isinstance(booted, udev.BootedPartition):
         name = next((it.name for it in slots if it.number == booted.number), None)
-    return View(disk=path, tables=tables, mbr=mbr, slots=slots, booted=name)
+    return View(disk=path, tables=tables, slots=slots, booted=name)
 
 
 def booted_on(path: Path | None) -> udev.BootedPartition | HostError:
@@ -109,7 +110,7 @@ def as_json(view: View) -> dict[str, Any]:
             "primary": _copy_as_json(view.tables.primary),
             "backup": _copy_as_json(view.tables.backup),
             "backup_at_end": view.tables.backup_at_end,
-            "mbr": str(view.mbr),
+            "mbr": str(view.tables.mbr),
         },
         "slots": slots_as_json(view.slots) if isinstance(view.slots, Slots) else None,
         "booted": view.booted,
@@ -151,12 +152,11 @@ def _copy_as_json(copy: Table | TableError) -> dict[str, Any]:
 def as_text(view: View) -> str:
     """Return what is printed for people."""
     geometry = view.tables.geometry
-    gib = geometry.sectors * geometry.sector_size / 2**30
     lines = [
-        f"{view.disk}: {gib:.1f} GiB, {geometry.sector_size}-byte sectors",
+        f"{view.disk}: {_size(geometry)}, {geometry.sector_size}-byte sectors",
         f"  primary table  {_copy_as_text(view.tables.primary)}",
         f"  backup table   {_copy_as_text(view.tables.backup)}{_differs(view.tables)}",
-        f"  MBR            {_MBR[view.mbr]}",
+        f"  MBR            {_MBR[view.tables.mbr]}",
     ]
     if isinstance(view.slots, Slots):
         lines += ["", *slot_lines(view.slots, view.booted), "", slot.explain(view.slots)]
@@ -180,6 +180,11 @@ def slot_lines(slots: Slots, booted: SlotName | None) -> list[str]:
         for it in slots
     ]
     return lines if booted is None else [*lines, "  (* booted now)"]
+
+
+def _size(geometry: Geometry) -> str:
+    size = geometry.sectors * geometry.sector_size
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _copy_as_text(copy: Table | TableError) -> str:

@@ -29,9 +29,20 @@ class Device:
 
     def __init__(self, fd: int, path: Path) -> None:
         self.path = path
-        self.is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self._status = os.fstat(fd)
+        self.is_block = stat.S_ISBLK(self._status.st_mode)
         self.size = os.lseek(fd, 0, os.SEEK_END)
         self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the open file's descriptor, for locks."""
+        return self._fd
+
+    def is_same(self, other: "Device") -> bool:
+        """Whether both are one device or file, whatever their paths are."""
+        if self.is_block and other.is_block:
+            return self._status.st_rdev == other._status.st_rdev
+        return os.path.samestat(self._status, other._status)
 
     def logical_sector_size(self) -> int:
         """Return the sector size of a block device, in bytes."""
@@ -41,7 +52,7 @@ class Device:
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; return the bytes read, fewer only at the end."""
         if not self.is_block:
-            os.posix_fadvise(self._fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+            self._forget(offset, len(buffer))
         done = 0
         while done < len(buffer):
             got = os.preadv(self._fd, [buffer[done:]], offset + done)
@@ -59,7 +70,10 @@ class Device:
         """Write all of ``buffer`` at ``offset``; durable only after ``flush``."""
         done = 0
         while done < len(buffer):
-            done += os.pwritev(self._fd, [buffer[done:]], offset + done)
+            wrote = os.pwritev(self._fd, [buffer[done:]], offset + done)
+            if wrote == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += wrote
 
     def flush(self) -> None:
         """Return when everything written before is on the medium.
@@ -67,6 +81,12 @@ class Device:
         An error here means that nobody knows what the medium holds: never flush again and go on.
         """
         os.fsync(self._fd)
+
+    def _forget(self, offset: int, size: int) -> None:
+        """Drop clean pages from the cache; whole ones, or the kernel keeps those at the ends."""
+        start = offset - offset % mmap.PAGESIZE
+        end = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def aligned(size: int) -> memoryview:
@@ -78,19 +98,32 @@ def aligned(size: int) -> memoryview:
 def open_device(path: Path, *, writable: bool = False, exclusive: bool = False) -> Iterator[Device]:
     """Open a block device or a file. Raises HostError.
 
-    ``exclusive`` refuses a block device that is mounted or mapped, and keeps it from becoming so.
+    ``exclusive`` refuses a block device that is mounted or mapped, and keeps it from becoming so;
+    and a device or file that is open so already.
     """
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
     try:
-        if stat.S_ISBLK(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if stat.S_ISBLK(mode):
             flags |= os.O_DIRECT | (os.O_EXCL if exclusive else 0)
+        elif not stat.S_ISREG(mode):
+            raise HostError(f"{path} is neither a block device nor a file")
         fd = os.open(path, flags)
     except OSError as error:
         raise HostError(f"cannot open {path}: {error.strerror}", hint=_hint(error)) from error
     try:
+        if exclusive and not flags & os.O_EXCL:
+            _lock(fd, path)
         yield Device(fd, path)
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HostError(f"{path} is in use by another update", hint="end it first") from error
 
 
 def _hint(error: OSError) -> str | None:

@@ -16,11 +16,8 @@ of ``core/gpt.py``. The rules kept here:
 Which disk is the right one is left to ``host/udev.py``.
 """
 
+import errno
 import fcntl
-import mmap
-import os
-import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,12 +28,13 @@ from update_agent.core import gpt, slot
 from update_agent.core.gpt import Copy, Geometry, Plan, Table, TableError, Tables
 from update_agent.core.slot import Slots
 from update_agent.errors import HostError
-
-_BLKSSZGET = 0x1268
-"""linux/fs.h: the logical sector size of a block device, as an int."""
+from update_agent.host.device import Device, aligned, open_device
 
 LOCK_SECONDS = 10.0
 """How long to wait for another program's lock; udev holds it while it probes a changed disk."""
+
+_MIN_SECTORS = 6
+"""An MBR, two headers, two arrays of at least a sector, and something between them."""
 
 
 class Disk(Protocol):
@@ -61,38 +59,25 @@ class Disk(Protocol):
 class DiskFile:
     """A block device or an image file, as ``Disk``."""
 
-    def __init__(self, fd: int, name: str, geometry: Geometry, *, direct: bool) -> None:
-        self.name = name
+    def __init__(self, device: Device, geometry: Geometry) -> None:
+        self.name = str(device.path)
         self.geometry = geometry
-        self._fd = fd
-        self._direct = direct
+        self._device = device
 
     def read(self, lba: int, count: int) -> bytes:
         """See ``Disk``."""
         size = self.geometry.sector_size
-        if not self._direct:
-            os.posix_fadvise(self._fd, lba * size, count * size, os.POSIX_FADV_DONTNEED)
-        buffer = _aligned(count * size)
-        got = os.preadv(self._fd, [buffer], lba * size)
-        return bytes(buffer[:got])
+        return self._device.read(lba * size, count * size)
 
     def write(self, lba: int, data: bytes) -> None:
         """See ``Disk``."""
-        buffer = _aligned(len(data))
+        buffer = aligned(len(data))
         buffer[:] = data
-        done = 0
-        while done < len(data):
-            offset = lba * self.geometry.sector_size + done
-            done += os.pwritev(self._fd, [buffer[done:]], offset)
+        self._device.write(buffer, lba * self.geometry.sector_size)
 
     def flush(self) -> None:
         """See ``Disk``."""
-        os.fsync(self._fd)
-
-
-def _aligned(size: int) -> memoryview:
-    """Return ``size`` bytes that begin on a page, as O_DIRECT wants them."""
-    return memoryview(mmap.mmap(-1, size))[:size]
+        self._device.flush()
 
 
 @contextmanager
@@ -104,55 +89,60 @@ def open_disk(
     ``sector_size`` is for image files, which don't know their own; None finds it by their table.
     Raises HostError.
     """
-    try:
-        block = stat.S_ISBLK(path.stat().st_mode)
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_DIRECT if block else 0)
-        fd = os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError(f"cannot open {path}: {error.strerror}", hint=_open_hint(error)) from error
-    try:
-        _lock(fd, path, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)
-        size = os.lseek(fd, 0, os.SEEK_END)
-        sector_size = _logical_sector_size(fd) if block else sector_size or _guess(fd, path, size)
-        geometry = Geometry(sector_size=sector_size, sectors=size // sector_size)
-        yield DiskFile(fd, str(path), geometry, direct=block)
-    finally:
-        os.close(fd)
+    with open_device(path, writable=writable) as device:
+        _lock(device, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)
+        if device.is_block:
+            sector_size = device.logical_sector_size()
+        yield DiskFile(device, _geometry(device, sector_size or _found_sector_size(device)))
 
 
-def _open_hint(error: OSError) -> str | None:
-    return "run it as root" if isinstance(error, PermissionError) else None
+def _geometry(device: Device, sector_size: int) -> Geometry:
+    if sector_size not in gpt.SECTOR_SIZES:
+        raise HostError(
+            f"{device.path} has sectors of {sector_size} bytes, wanted 512 or 4096",
+            hint="no disk that hosts boot from has such sectors",
+        )
+    sectors = device.size // sector_size
+    if sectors < _MIN_SECTORS:
+        raise HostError(
+            f"{device.path} has {device.size} bytes, too few for a partition table",
+            hint="name a whole disk, or an image of one",
+        )
+    return Geometry(sector_size=sector_size, sectors=sectors)
 
 
-def _lock(fd: int, path: Path, kind: int) -> None:
+def _found_sector_size(device: Device) -> int:
+    """Return the sector size at which an image has headers; 512 when it has none at all."""
+    found = [size for size in gpt.SECTOR_SIZES if _has_header(device, size)]
+    if len(found) > 1:
+        raise HostError(
+            f"{device.path} has partition tables for sectors of 512 and of 4096 bytes",
+            hint="say which one counts with --sector-size",
+        )
+    return found[0] if found else gpt.SECTOR_SIZES[0]
+
+
+def _has_header(device: Device, size: int) -> bool:
+    sectors = device.size // size
+    return sectors >= _MIN_SECTORS and any(
+        gpt.marks_header(device.read(lba * size, size)) for lba in (gpt.PRIMARY_LBA, sectors - 1)
+    )
+
+
+def _lock(device: Device, kind: int) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(device.fileno(), kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise HostError(
-                    f"another program has {path} locked, for more than {LOCK_SECONDS:.0f} s",
-                    hint=f"'lslocks' shows which one; end it, or try again: {path} is unchanged",
+                    f"another program has {device.path} locked, for more than {LOCK_SECONDS:g} s",
+                    hint="'lslocks' shows which one; end it, or try again: nothing was changed",
                 ) from None
             time.sleep(0.02)  # the kernel offers no event for a lock with a time limit
         else:
             return
-
-
-def _logical_sector_size(fd: int) -> int:
-    (size,) = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
-    return int(size)
-
-
-def _guess(fd: int, path: Path, size: int) -> int:
-    """Return the sector size with which an image's table, or else its backup, can be read."""
-    for sector_size in gpt.SECTOR_SIZES:
-        geometry = Geometry(sector_size=sector_size, sectors=size // sector_size)
-        tables = read_tables(DiskFile(fd, str(path), geometry, direct=False))
-        if isinstance(tables.primary, Table) or isinstance(tables.backup, Table):
-            return sector_size
-    return gpt.SECTOR_SIZES[0]
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -170,11 +160,10 @@ def read_tables(disk: Disk) -> Tables:
     if isinstance(primary, Table):
         backup_lba = primary.header.alternate_lba
     backup = _read_copy(disk, Copy.BACKUP, backup_lba)
-    return Tables(geometry=geometry, primary=primary, backup=backup)
+    return Tables(geometry=geometry, primary=primary, backup=backup, mbr=_read_mbr(disk))
 
 
-def read_mbr(disk: Disk) -> gpt.Mbr:
-    """Return what kind of MBR stands in LBA 0."""
+def _read_mbr(disk: Disk) -> gpt.Mbr:
     try:
         return gpt.parse_mbr(disk.read(0, 1))
     except OSError:
@@ -212,10 +201,12 @@ def change_slots(disk: Disk, edit: Callable[[Slots], Slots]) -> Slots:
     anything is written.
     """
     before = _settled(disk)
-    old = slot.from_table(before.authoritative)
-    new = edit(old)
-    sound = _carry_out(disk, gpt.repair(before))
-    _carry_out(disk, gpt.change(sound, slot.words(sound.authoritative, new)))
+    mend = gpt.repair(before)
+    table = mend.after.authoritative
+    new = edit(slot.from_table(table))
+    flip = gpt.change(mend.after, slot.words(table, new))
+    _carry_out(disk, mend)
+    _carry_out(disk, flip)
     return new
 
 
@@ -248,9 +239,12 @@ def _carry_out(disk: Disk, plan: Plan) -> Tables:
 
 
 def _failed(disk: Disk, error: OSError) -> HostError:
+    protected = error.errno in (errno.EPERM, errno.EROFS)
     return HostError(
         f"cannot write the partition table of {disk.name}: {error.strerror}",
-        hint="one whole copy of the table still counts; replace the disk",
+        hint="the disk is write-protected; nothing was written"
+        if protected
+        else "one whole copy of the table still counts; replace the disk",
     )
 
 
