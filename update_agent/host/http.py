@@ -1,32 +1,37 @@
-"""Fetching over HTTP/1.1: small files whole, and ranges of a large one from several mirrors.
+"""One request over HTTP/1.1, and what all requests of a download share.
 
 What is fetched is worth nothing until its hash was checked, which is the caller's business. The
 rules kept here are about time and amount, which no hash protects:
 
 * no peer decides how much is read, or for how long: sizes are known before, silence has a limit,
-  a slow drip is measured over a sliding window, and everything together has a deadline;
+  a slow drip is measured over a sliding window, and everything together has a deadline. This is
+  kept where bytes leave the socket, so it holds for headers as for bodies, and what this program
+  itself takes its time for (the limit on the rate, a slow disk) is not the server's slowness;
 * no peer decides where to: a redirect never leaves HTTPS, never changes to another kind of address,
-  and the environment's proxies are ignored;
-* what arrived is not fetched again: a failed transfer goes on where it broke off, by the next
-  connection that is free. A slow mirror's rest is taken over by whoever has nothing else to do.
+  and the environment's proxies are ignored.
 
-Each way in which a server fails has its own error. Only when every mirror failed too often in a row
-the last errors of all of them are raised.
+Each way in which a server fails has its own error. Ranges and mirrors are left to ``download.py``.
 """
 
+import http.client
+import io
 import ipaddress
+import re
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
+from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import urljoin
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import prepend_scheme_if_needed
 
 from update_agent.core.bucket import Bucket
 from update_agent.errors import HostError
@@ -34,21 +39,24 @@ from update_agent.errors import HostError
 _REDIRECTS = 5
 """Redirects followed for one request."""
 
-_PIECE = 256 * 1024
+_PIECE = 512 * 1024
 """Bytes asked of a connection at once; it gives what it has."""
 
-_RUN = 8 * 2**20
-"""Bytes asked for with one request: many, so that a request's cost is small against them."""
+_AROUND = 256 * 1024
+"""Bytes of headers and the like that may come with an answer."""
 
-_GAP = 16 * 1024
-"""Bytes that are cheaper to fetch for nothing than to spare with a request more."""
+_KNOWN = 2.0
+"""Seconds after which a transfer's rate says something; connections begin slowly."""
 
-_PATIENCE = 2.0
-"""A transfer is taken over when the taker would end this many times sooner."""
+
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 class HttpError(HostError):
-    """A server, or the way to it, failed."""
+    """A server, or the way to it, failed. Messages do not tell the passwords that stand in URLs."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(_PASSWORD.sub("//", message), hint=hint)
 
 
 class UnreachableError(HttpError):
@@ -57,6 +65,14 @@ class UnreachableError(HttpError):
 
 class TlsError(HttpError):
     """The server's certificate was not accepted."""
+
+
+class BrokenError(HttpError):
+    """The connection broke: reset, or closed without an answer."""
+
+
+class GarbledError(HttpError):
+    """What the server sends is no HTTP, or too strange to be understood."""
 
 
 class StatusError(HttpError):
@@ -103,12 +119,12 @@ class WrongBytesError(HttpError):
     """What the server sends does not have the promised hash."""
 
 
+class SupersededError(Exception):
+    """Nobody needs the rest of a transfer any more: no failure, and so no HttpError."""
+
+
 class RedirectError(HttpError):
     """The server redirects too often, or to where nobody should go."""
-
-
-class NoMirrorError(HttpError):
-    """Every mirror failed too often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,26 +155,6 @@ class Way:
     """To each mirror."""
 
 
-class Span(Protocol):
-    """A range of a blob that is wanted as one piece."""
-
-    @property
-    def blob_offset(self) -> int:
-        """Where it begins."""
-        ...
-
-    @property
-    def blob_length(self) -> int:
-        """Its bytes."""
-        ...
-
-
-AnySpan = TypeVar("AnySpan", bound=Span)
-
-Deliver = Callable[[AnySpan, bytearray], None]
-"""Takes the bytes of a span; called by several threads."""
-
-
 class Network:
     """Sessions, limits and time that all requests of a download share."""
 
@@ -171,23 +167,29 @@ class Network:
         self.limits = limits or Limits()
         self.way = way or Way()
         self.now = now
-        self.ended = threading.Event()
         self.fetched = 0
         """Bytes of bodies that arrived, of use or not."""
+        self.piece = _PIECE
+        """Bytes to read at once: few when they may only come slowly."""
         self._lock = threading.Lock()
         self._deadline = self.now() + self.limits.deadline
-        rate = self.limits.rate
-        self._bucket = rate and Bucket(rate=rate, burst=rate / 4, level=rate / 4, since=self.now())
+        self._bucket: Bucket | None = None
+        if rate := self.limits.rate:
+            burst = rate / 4
+            self._bucket = Bucket(rate=rate, burst=burst, level=burst, since=self.now())
+            self.piece = max(1, min(_PIECE, int(burst)))
 
     def session(self) -> requests.Session:
         """Return a session of one thread; requests' own are not made to be shared."""
-        session = requests.Session()
+        session = _Session()
         session.trust_env = False
         session.verify = self.way.ca_file or True
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self.way.proxy:
             session.proxies = {"http": self.way.proxy, "https": self.way.proxy}
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_connections=2, pool_maxsize=2))
+        with _translated(self, f"proxy {self.way.proxy}"):
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _adapter(self.way.proxy))
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "update-agent"})
         return session
 
@@ -201,419 +203,128 @@ class Network:
             )
         return left
 
-    def took(self, count: int) -> None:
-        """Account for bytes that arrived; wait as the limit on the rate demands."""
+    def throttle(self, count: int, ended: threading.Event) -> None:
+        """Wait until the limit on the rate allows the ``count`` bytes that came, or ``ended``."""
+        if not self._bucket:
+            return
         with self._lock:
-            self.fetched += count
-            if not self._bucket:
-                return
             self._bucket, seconds = self._bucket.take(count, self.now())
         if seconds:
-            self.ended.wait(min(seconds, self.left()))
+            ended.wait(min(seconds, self.left()))
+
+    def took(self, count: int) -> None:
+        """Account for bytes of a body."""
+        with self._lock:
+            self.fetched += count
 
 
 def get(network: Network, url: str, *, max_size: int) -> bytes:
     """Return the file at ``url``, of at most ``max_size`` bytes. Raises HttpError."""
-    with network.session() as session, _request(network, session, url, {}) as answer:
-        _want_status(url, answer, 200)
-        promised = _content_length(answer)
+    watch = Watch(network, url, max_size)
+    with network.session() as session, request(watch, session, {}) as answer:
+        want_status(url, answer, 200)
+        promised = content_length(answer)
         if promised is not None and promised > max_size:
             raise TooLongError(f"{url} has {promised} bytes, wanted at most {max_size}")
-        return b"".join(_body(network, url, answer, promised, max_size))
-
-
-# Ranges from mirrors -----------------------------------------------------------------------------
-
-
-@dataclass
-class Mirror:
-    """A base URL, and how it has done so far."""
-
-    url: str
-    failures: int = 0
-    """In a row."""
-    error: HttpError | None = None
-    etag: str | None = None
-    rate: float = 0.0
-    """Bytes a second, lately."""
-
-
-@dataclass
-class _Run(Generic[AnySpan]):
-    """Spans under way on one connection, fetched with one request."""
-
-    mirror: Mirror
-    spans: Sequence[AnySpan]
-    done: int = 0
-    """How many of the spans were read, by this connection."""
-
-    def rest(self) -> Sequence[AnySpan]:
-        return self.spans[self.done :]
-
-
-class Download:
-    """Spans of one blob, from whichever mirror gives them first.
-
-    ``fetch`` may be called again, for spans that proved wrong: mirrors keep their record.
-    """
-
-    def __init__(self, network: Network, urls: Sequence[str], *, blob_size: int) -> None:
-        self.network = network
-        self.mirrors = [Mirror(url) for url in urls]
-        self._size = blob_size
-        self._givers: dict[int, Mirror] = {}
-
-    def fetch(self, spans: Sequence[AnySpan], deliver: Deliver[AnySpan]) -> None:
-        """Call ``deliver`` once for each span, from several threads and in any order.
-
-        Raises NoMirrorError, DeadlineError, and whatever ``deliver`` raised.
-        """
-        if spans:
-            self._givers = _Fetch(self.network, self.mirrors, self._size, spans, deliver).run()
-
-    def distrust(self, spans: Sequence[Span]) -> None:
-        """Ask whoever gave ``spans`` no more: their bytes were wrong.
-
-        When that leaves no mirror, all are asked again: then the network garbles, or memory does.
-        """
-        for giver in {id(span): self._givers[id(span)] for span in spans}.values():
-            giver.failures = self.network.limits.attempts
-            giver.error = WrongBytesError(f"{giver.url} sends bytes with a wrong hash")
-        if all(mirror.failures >= self.network.limits.attempts for mirror in self.mirrors):
-            for mirror in self.mirrors:
-                mirror.failures = 0
-
-
-class _Fetch(Generic[AnySpan]):
-    """One call of ``Download.fetch``: a queue of spans, and threads that empty it."""
-
-    def __init__(
-        self,
-        network: Network,
-        mirrors: Sequence[Mirror],
-        blob_size: int,
-        spans: Sequence[AnySpan],
-        deliver: Deliver[AnySpan],
-    ) -> None:
-        self._network = network
-        self._mirrors = mirrors
-        self._blob_size = blob_size
-        self._deliver = deliver
-        self._waiting = deque(sorted(spans, key=lambda span: span.blob_offset))
-        self._running: list[_Run[AnySpan]] = []
-        self._delivered: dict[int, Mirror] = {}
-        self._count = len(spans)
-        self._delivering = 0
-        self._ended_count = 0
-        self._failure: BaseException | None = None
-        self._changed = threading.Condition()
-
-    def run(self) -> dict[int, Mirror]:
-        """Fetch everything; return which mirror gave which span.
-
-        Does not wait for a slow connection whose span another one gave: that thread ends with its
-        next byte, or with its patience.
-        """
-        threads = [
-            threading.Thread(target=self._connection, args=(mirror,), daemon=True)
-            for mirror in self._mirrors
-            for _ in range(self._network.way.connections)
-        ]
-        for thread in threads:
-            thread.start()
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._all_delivered or self._failure or self._ended_count == len(threads)
-            )
-        if self._failure:
-            raise self._failure
-        if not self._all_delivered:
-            raise NoMirrorError(
-                "no mirror is left: " + "; ".join(str(mirror.error) for mirror in self._mirrors),
-                hint="what was fetched so far is kept; the next attempt goes on from there",
-            )
-        return self._delivered
-
-    def _connection(self, mirror: Mirror) -> None:
-        """Fetch run after run from ``mirror``; a thread's whole life."""
-        try:
-            with self._network.session() as session:
-                while run := self._take(mirror):
-                    try:
-                        self._transfer(session, run)
-                    except _SupersededError:
-                        pass
-                    except HttpError as error:
-                        self._failed(mirror, error)
-                    finally:
-                        self._put_back(run)
-        except BaseException as error:  # noqa: BLE001  raised again by run()
-            self._abort(error)
-        finally:
-            with self._changed:
-                self._ended_count += 1
-                self._changed.notify_all()
-
-    def _take(self, mirror: Mirror) -> _Run[AnySpan] | None:
-        """Return what to fetch next, or None when nothing is left for this mirror."""
-        with self._changed:
-            while not self._over(mirror):
-                spans = self._next_spans() or self._taken_over(mirror)
-                if spans:
-                    run = _Run(mirror, spans)
-                    self._running.append(run)
-                    return run
-                self._changed.wait(0.2)
-            return None
-
-    @property
-    def _all_delivered(self) -> bool:
-        return len(self._delivered) == self._count and self._delivering == 0
-
-    def _over(self, mirror: Mirror) -> bool:
-        return (
-            self._failure is not None
-            or len(self._delivered) == self._count
-            or mirror.failures >= self._network.limits.attempts
-        )
-
-    def _next_spans(self) -> Sequence[AnySpan]:
-        """Take neighbours from the queue, as many as one request should ask for."""
-        spans: list[AnySpan] = []
-        while self._waiting:
-            span = self._waiting[0]
-            if id(span) in self._delivered:
-                self._waiting.popleft()
-                continue
-            if spans:
-                gap = span.blob_offset - _end(spans[-1])
-                size = _end(span) - spans[0].blob_offset
-                if not 0 <= gap <= _GAP or size > _RUN:
-                    break
-            spans.append(self._waiting.popleft())
-        return spans
-
-    def _taken_over(self, mirror: Mirror) -> Sequence[AnySpan]:
-        """Return the rest of a transfer that this mirror would end much sooner."""
-        for run in self._running:
-            rest = [span for span in run.rest() if id(span) not in self._delivered]
-            if rest and run.mirror is not mirror and mirror.rate > _PATIENCE * run.mirror.rate:
-                return rest
-        return ()
-
-    def _put_back(self, run: _Run[AnySpan]) -> None:
-        with self._changed:
-            self._running.remove(run)
-            rest = [span for span in run.rest() if id(span) not in self._delivered]
-            self._waiting.extendleft(reversed(rest))
-            self._changed.notify_all()
-
-    def _failed(self, mirror: Mirror, error: HttpError) -> None:
-        if isinstance(error, DeadlineError):
-            self._abort(error)
-            return
-        with self._changed:
-            mirror.failures += 1
-            mirror.error = error
-            mirror.etag = None
-            mirror.rate = 0.0
-            pause = self._network.limits.pause * 2 ** (mirror.failures - 1)
-            self._changed.wait_for(lambda: self._over(mirror), pause)
-
-    def _abort(self, error: BaseException) -> None:
-        with self._changed:
-            self._failure = self._failure or error
-            self._network.ended.set()
-            self._changed.notify_all()
-
-    def _transfer(self, session: requests.Session, run: _Run[AnySpan]) -> None:
-        """Fetch a run's spans with one request, delivering each as it becomes whole."""
-        mirror, network = run.mirror, self._network
-        start, end = run.spans[0].blob_offset, _end(run.spans[-1])
-        wanted = {"Range": f"bytes={start}-{end - 1}"}
-        with _request(network, session, mirror.url, wanted) as answer:
-            self._check_range(mirror, answer, start, end)
-            body = _body(network, mirror.url, answer, end - start, end - start)
-            pieces = _Pieces(self._measured(mirror, body))
-            at = start
-            for span in run.spans:
-                pieces.skip(span.blob_offset - at)
-                data = pieces.take(span.blob_length)
-                at = _end(span)
-                self._hand_over(run, span, data)
-            pieces.finish()
-
-    def _measured(self, mirror: Mirror, body: Iterator[bytes]) -> Iterator[bytes]:
-        """Pass a body on, keeping the mirror's rate; stop when nobody needs the rest."""
-        while True:
-            began = self._network.now()
-            piece = next(body, None)
-            if piece is None:
-                return
-            if self._over(mirror):
-                raise _SupersededError
-            rate = len(piece) / max(self._network.now() - began, 1e-6)
-            mirror.rate = rate if not mirror.rate else 0.9 * mirror.rate + 0.1 * rate
-            yield piece
-
-    def _hand_over(self, run: _Run[AnySpan], span: AnySpan, data: bytearray) -> None:
-        """Deliver ``span`` unless another connection was first."""
-        with self._changed:
-            run.done += 1
-            run.mirror.failures = 0
-            if id(span) in self._delivered:
-                raise _SupersededError
-            self._delivered[id(span)] = run.mirror
-            self._delivering += 1
-        try:
-            self._deliver(span, data)
-        finally:
-            with self._changed:
-                self._delivering -= 1
-                self._changed.notify_all()
-
-    def _check_range(self, mirror: Mirror, answer: requests.Response, start: int, end: int) -> None:
-        url = mirror.url
-        if answer.status_code == requests.codes.ok:
-            raise RangeIgnoredError(
-                f"{url} was asked for bytes {start}-{end - 1} and answers with the whole of"
-                f" {answer.headers.get('Content-Type', 'something')}",
-                hint="the web server must serve ranges; a login page of the network looks so too",
-            )
-        _want_status(url, answer, 206)
-        found = answer.headers.get("Content-Range", "none")
-        if found != f"bytes {start}-{end - 1}/{self._blob_size}":
-            raise WrongRangeError(
-                f"{url} sends range {found}, wanted bytes {start}-{end - 1}/{self._blob_size}"
-            )
-        length = _content_length(answer)
-        if length is not None and length != end - start:
-            raise WrongRangeError(f"{url} announces {length} bytes, wanted {end - start}")
-        etag = answer.headers.get("ETag")
-        if mirror.etag and etag != mirror.etag:
-            raise ChangedError(f"{url} changed: its ETag was {mirror.etag} and is {etag}")
-        mirror.etag = etag
-
-
-class _SupersededError(Exception):
-    """Nobody needs the rest of this transfer."""
-
-
-def _end(span: Span) -> int:
-    return span.blob_offset + span.blob_length
-
-
-class _Pieces:
-    """Bytes in the pieces in which they arrive, taken in the lengths that are wanted."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._piece = memoryview(b"")
-
-    def take(self, size: int) -> bytearray:
-        data = bytearray(size)
-        done = 0
-        while done < size:
-            part = self._next(size - done)
-            data[done : done + len(part)] = part
-            done += len(part)
-        return data
-
-    def skip(self, size: int) -> None:
-        while size:
-            size -= len(self._next(size))
-
-    def finish(self) -> None:
-        """Read to the end, which is where it should be; the connection can be used again."""
-        for _ in self._pieces:
-            pass
-
-    def _next(self, size: int) -> memoryview:
-        while not self._piece:
-            self._piece = memoryview(next(self._pieces))
-        part, self._piece = self._piece[:size], self._piece[size:]
-        return part
+        data = bytearray()
+        for piece in body_of(watch, answer, promised):
+            data += piece
+        return bytes(data)
 
 
 # One request -------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _request(
-    network: Network, session: requests.Session, url: str, headers: dict[str, str]
+def request(
+    watch: "Watch", session: requests.Session, headers: dict[str, str]
 ) -> Iterator[requests.Response]:
     """Send a GET and follow redirects to where they may lead."""
-    here = url
+    here, limits = watch.url, watch.network.limits
     for _ in range(_REDIRECTS + 1):
-        timeout = (
-            min(network.limits.connect, network.left()),
-            min(network.limits.silence, network.left()),
-        )
-        with _translated(here):
+        left = watch.network.left()
+        timeout = (min(limits.connect, left), min(limits.silence, left))
+        with _translated(watch.network, here), watch.watching():
             answer = session.get(
                 here, headers=headers, timeout=timeout, stream=True, allow_redirects=False
             )
         try:
             if not answer.is_redirect:
                 encoding = answer.headers.get("Content-Encoding", "identity")
-                if encoding != "identity":
-                    raise EncodingError(f"{here} is sent as {encoding}, wanted it as it is")
+                if encoding.lower() != "identity":
+                    raise EncodingError(f"{here} is sent as {quoted(encoding)}, wanted it as it is")
                 yield answer
                 return
             here = _redirected(here, answer.headers["Location"])
         finally:
             answer.close()
-    raise RedirectError(f"{url} redirects more than {_REDIRECTS} times")
+    raise RedirectError(f"{watch.url} redirects more than {_REDIRECTS} times")
 
 
 def _redirected(here: str, location: str) -> str:
     """Return where a redirect leads, if it may lead there. Raises RedirectError."""
-    there = urljoin(here, location)
-    old, new = urlsplit(here), urlsplit(there)
-    if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
-        raise RedirectError(f"{here} redirects to {there}, wanted {old.scheme}")
-    if _kind(new.hostname) not in ("global", _kind(old.hostname)):
-        raise RedirectError(f"{here} redirects to the {_kind(new.hostname)} address {new.hostname}")
-    return there
+    try:
+        there = urllib3.util.parse_url(urljoin(here, location))  # as requests reads it later
+    except ValueError as error:
+        raise RedirectError(f"{here} redirects to {quoted(location)}, which is no URL") from error
+    old = urllib3.util.parse_url(here)
+    if there.scheme not in ("http", "https") or (old.scheme, there.scheme) == ("https", "http"):
+        raise RedirectError(f"{here} redirects to {quoted(there.url)}, wanted {old.scheme}")
+    kind = _kind(there.host)
+    if kind not in ("global", _kind(old.host)):
+        raise RedirectError(f"{here} redirects to the {kind} address {quoted(str(there.host))}")
+    return there.url
 
 
 def _kind(host: str | None) -> str:
     """Return which kind of address ``host`` is; a name is taken for a global one."""
+    name = (host or "").strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return "loopback"
     try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return "loopback" if host == "localhost" else "global"
-    for kind in ("loopback", "link_local", "private"):
-        if getattr(address, f"is_{kind}"):
-            return kind.replace("_", "-")
-    return "global"
+        address = ipaddress.ip_address(socket.inet_aton(name))  # as the resolver reads 127.1 too
+    except OSError:
+        try:
+            found = ipaddress.ip_address(name)
+        except ValueError:
+            return "global"
+        address = getattr(found, "ipv4_mapped", None) or found
+    if address.is_loopback or address.is_unspecified:
+        return "loopback"
+    if address.is_link_local:
+        return "link-local"
+    return "private" if address.is_private else "global"
 
 
-def _want_status(url: str, answer: requests.Response, wanted: int) -> None:
+def want_status(url: str, answer: requests.Response, wanted: int) -> None:
+    """Raise StatusError unless ``answer`` has the ``wanted`` status."""
     if answer.status_code != wanted:
-        raise StatusError(f"{url} answers {answer.status_code} {answer.reason}, wanted {wanted}")
+        found = f"{answer.status_code} {quoted(answer.reason or '')}".rstrip()
+        raise StatusError(f"{url} answers {found}, wanted {wanted}")
 
 
-def _content_length(answer: requests.Response) -> int | None:
+def content_length(answer: requests.Response) -> int | None:
+    """Return the length that ``answer`` announces, if it announces a sensible one."""
     text = answer.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    if not text or len(text) > len(str(2**63)) or not (text.isascii() and text.isdigit()):
+        return None
+    return int(text)
 
 
-def _body(
-    network: Network, url: str, answer: requests.Response, size: int | None, max_size: int
-) -> Iterator[bytes]:
-    """Yield the body as it arrives: ``size`` bytes, or up to ``max_size`` when not known."""
-    pace = _Pace(network, url)
-    read = 0
+def quoted(text: str) -> str:
+    """Return what a server said, fit for a message: neither long nor with control characters."""
+    return "".join(it if it.isprintable() else "?" for it in text[:100])
+
+
+def body_of(watch: "Watch", answer: requests.Response, size: int | None) -> Iterator[bytes]:
+    """Yield the body as it arrives: ``size`` bytes, or as many as ``watch`` allows."""
+    network, url, read = watch.network, watch.url, 0
     while True:
-        network.left()
-        began = network.now()
-        with _translated(url):
-            piece = answer.raw.read1(_PIECE)
-        pace.read(len(piece), began)
+        with _translated(network, url):
+            piece = answer.raw.read1(network.piece)
         read += len(piece)
-        if read > max_size:
-            raise TooLongError(f"{url} sends more than {max_size} bytes")
+        if read > watch.max_size:
+            raise TooLongError(f"{url} sends more than {watch.max_size} bytes")
         if not piece:
             if size is not None and read < size:
                 raise TooShortError(f"{url} ended after {read} of {size} bytes")
@@ -622,51 +333,204 @@ def _body(
         yield piece
 
 
-@dataclass
-class _Pace:
-    """Watches that a connection keeps the minimum rate, over a window of time spent reading."""
-
-    network: Network
-    url: str
-    reads: deque[tuple[float, int]] = field(default_factory=deque)
-    """Seconds and bytes of each read within the window."""
-    seconds: float = 0.0
-    bytes: int = 0
-
-    def read(self, count: int, began: float) -> None:
-        limits = self.network.limits
-        took = self.network.now() - began
-        self.reads.append((took, count))
-        self.seconds += took
-        self.bytes += count
-        if self.seconds >= limits.window and self.bytes < limits.minimum_rate * self.seconds:
-            raise TooSlowError(
-                f"{self.url} sent {self.bytes} bytes in {self.seconds:.0f} s,"
-                f" wanted {limits.minimum_rate:.0f} a second",
-                hint="another mirror may be faster; what was fetched is kept",
-            )
-        while self.reads and self.seconds - self.reads[0][0] >= limits.window:
-            seconds, count = self.reads.popleft()
-            self.seconds -= seconds
-            self.bytes -= count
-
-
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn what requests and urllib3 raise into our errors, the narrowest first."""
+def _translated(network: Network, url: str) -> Iterator[None]:
+    """Turn what requests, urllib3 and http.client raise into our errors, the narrowest first."""
     try:
         yield
-    except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
+    except requests.exceptions.SSLError as error:
         raise TlsError(
             f"{url}: {error}", hint="check the server's certificate and the host's clock"
         ) from error
     except (
         requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError, TimeoutError,
     ) as error:  # fmt: skip
+        network.left()
         raise SilentError(f"{url} sent nothing for too long") from error
-    except urllib3.exceptions.IncompleteRead as error:
-        raise TooShortError(f"{url} broke off: {error}") from error
+    except (requests.exceptions.InvalidHeader, urllib3.exceptions.InvalidHeader) as error:
+        raise GarbledError(f"{url} does not answer in HTTP: {quoted(str(error))}") from error
     except (
-        requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError,
+        requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError,
     ) as error:  # fmt: skip
-        raise UnreachableError(f"{url} cannot be fetched: {error}") from error
+        raise _broken(url, error) from error
+
+
+def _broken(url: str, error: Exception) -> HttpError:
+    """Return which of our errors it is that a connection ended with."""
+    cause: object = error
+    if isinstance(cause, requests.exceptions.ConnectionError) and cause.args:
+        cause = cause.args[0]
+    if isinstance(cause, urllib3.exceptions.SSLError):
+        return BrokenError(f"{url} broke off: {quoted(str(error))}")
+    if not isinstance(cause, urllib3.exceptions.ProtocolError):
+        return UnreachableError(f"{url} cannot be fetched: {error}")
+    reason = cause.args[-1]
+    if isinstance(reason, http.client.IncompleteRead):
+        return TooShortError(f"{url} stopped before the promised end: {reason}")
+    if isinstance(reason, http.client.HTTPException) and not isinstance(reason, OSError):
+        return GarbledError(f"{url} does not answer in HTTP: {quoted(repr(reason))}")
+    return BrokenError(f"{url} broke off: {reason}")
+
+
+# Watching a socket -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Watch:
+    """Bounds and measures what is read for one request, headers and all.
+
+    Only time spent waiting for the server counts.
+    """
+
+    network: Network
+    url: str
+    max_size: int
+    """Bytes of the body."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for the answer any more."""
+    since: float | None = None
+    """When the wait for the server began that goes on now."""
+    read: int = 0
+    spent: float = 0.0
+    """Bytes and seconds of all reads."""
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    """The same of slices of time, as many as make up the window."""
+    _recent_seconds: float = 0.0
+    _recent_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.since = self.network.now()
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.read / max(self.spent, 1e-6)
+
+    def remaining(self, size: int, now: float) -> float:
+        """Return in how many seconds ``size`` more bytes can be expected."""
+        since = self.since
+        waited = 0.0 if since is None else max(0.0, now - since)
+        spent = self.spent + waited
+        if not self.read or spent < _KNOWN:
+            return waited
+        return max(waited, size * spent / self.read)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the answer to a request that is sent within."""
+        token = _WATCH.set(self)
+        try:
+            yield
+        finally:
+            _WATCH.reset(token)
+
+    def read_into(self, raw: io.RawIOBase, sock: socket.socket, buffer: memoryview) -> int:
+        """Read what the socket has. Raises what is wrong with that."""
+        if self.ended.is_set():
+            raise SupersededError
+        sock.settimeout(min(self.network.limits.silence, self.network.left()))
+        self.since = began = self.network.now()
+        count = raw.readinto(buffer) or 0
+        self.since = None
+        self._check_amount(count)
+        self._check_pace(count, self.network.now() - began)
+        self.network.throttle(count, self.ended)
+        return count
+
+    def _check_amount(self, count: int) -> None:
+        self.read += count
+        most = _AROUND + 2 * self.max_size
+        if self.read > most:
+            raise TooLongError(f"{self.url} sends more than {most} bytes in one answer")
+
+    def _check_pace(self, count: int, took: float) -> None:
+        limits = self.network.limits
+        self.spent += took
+        self._recent_seconds += took
+        self._recent_bytes += count
+        if self._recent and self._recent[-1][0] < limits.window / 16:
+            seconds, earlier = self._recent.pop()
+            took, count = took + seconds, count + earlier
+        self._recent.append((took, count))
+        seconds, sent = self._recent_seconds, self._recent_bytes
+        if seconds >= limits.window and sent < limits.minimum_rate * seconds:
+            raise TooSlowError(
+                f"{self.url} sent {sent} bytes in {seconds:.0f} s,"
+                f" wanted {limits.minimum_rate:.0f} a second",
+                hint="another mirror may be faster; what was fetched is kept",
+            )
+        while self._recent_seconds - self._recent[0][0] >= limits.window:
+            seconds, count = self._recent.popleft()
+            self._recent_seconds -= seconds
+            self._recent_bytes -= count
+
+
+_WATCH: ContextVar[Watch] = ContextVar("watch")
+"""Who watches the request that this thread sends: libraries lie between it and its socket."""
+
+
+class _Session(requests.Session):
+    """Never looks at redirects: even told not to follow them, requests reads their whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        del resp
+        return None
+
+
+class _WatchedSocket(io.RawIOBase):
+    """A socket's bytes, read under watch."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, watch: Watch) -> None:
+        self._raw, self._sock, self._watch = raw, sock, watch
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        return self._watch.read_into(self._raw, self._sock, buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        url: str | None = None,
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        if watch := _WATCH.get(None):
+            self.fp = io.BufferedReader(_WatchedSocket(self.fp.detach(), sock, watch))
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+_POOLS = {"http": _Pool, "https": _TlsPool}
+
+
+def _adapter(proxy: str | None) -> HTTPAdapter:
+    """Return what sends the requests of a session, over connections that give a ``_Response``."""
+    adapter = HTTPAdapter(pool_connections=2, pool_maxsize=2)
+    adapter.poolmanager.pool_classes_by_scheme = _POOLS
+    if proxy:
+        url = prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
+        adapter.proxy_manager_for(url).pool_classes_by_scheme = _POOLS
+    return adapter
