@@ -179,7 +179,7 @@ def _check_stored(number: int, chunk: Chunk, index: Index) -> None:
     if chunk.operation == Operation.STORE:
         _want(number, "stored length", chunk.stored_length, chunk.length)
     elif chunk.operation in _STORED:
-        _within(number, "stored length", chunk.stored_length, 1, MAX_CHUNK)
+        _within(number, "stored length", chunk.stored_length, 1, chunk.length)
     else:
         _want(number, "stored length", chunk.stored_length, 0)
     end = chunk.blob_offset + chunk.stored_length

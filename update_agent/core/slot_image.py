@@ -9,7 +9,7 @@ Numbers are little endian, sizes and offsets are in bytes and multiples of 4 KiB
 covered by the verity tree and holds sizes only; the kernel's command line names the root hash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from struct import Struct
@@ -47,7 +47,9 @@ class Layout:
         for name in self.__slots__:
             _want(f"slot header: {name} modulo {BLOCK}", getattr(self, name) % BLOCK, 0)
         _want("slot header: verity offset", self.verity_offset, self.fs_size)
-        if not 0 < self.fs_size < self.kernel_offset:
+        if self.fs_size < 2 * BLOCK:  # of a single block dm-verity makes no tree
+            raise ImageError(f"slot header: fs size is {self.fs_size}, wanted at least {2 * BLOCK}")
+        if self.kernel_offset <= self.fs_size:
             raise ImageError(f"slot header: kernel offset {self.kernel_offset} is inside the root")
         end = self.kernel_offset + self.kernel_region_size
         _want("slot header: image size", self.image_size, end)
@@ -100,6 +102,7 @@ class Kernel:
 
 def parse_kernel(block: bytes, *, region_size: int) -> Kernel:
     """Return the kernel that the first block of a kernel region describes. Raises ImageError."""
+    _want("kernel region: bytes in its first block", len(block), BLOCK)
     magic, size, digest, crc = _KERNEL.unpack_from(block)
     _want("kernel region: magic", magic, _KERNEL_MAGIC)
     at = _KERNEL.size - 4
@@ -142,6 +145,8 @@ class Verity:
 
 def parse_verity(superblock: bytes, *, fs_size: int) -> Verity:
     """Return what a dm-verity superblock says of the tree behind it. Raises ImageError."""
+    if len(superblock) < _VERITY.size:
+        raise ImageError(f"verity superblock: {len(superblock)} bytes, wanted {_VERITY.size}")
     (magic, version, hash_type, _uuid, algorithm, data_block, hash_block, data_blocks,
      salt_size, salt) = _VERITY.unpack_from(superblock)  # fmt: skip
     _want("verity superblock: signature", magic, _VERITY_MAGIC)
@@ -170,20 +175,25 @@ def level_sizes(data_blocks: int) -> list[int]:
     return sizes
 
 
-def check_tree(verity: Verity, tree: bytes, root_hash: bytes) -> None:
+def check_tree(verity: Verity, blocks: Iterable[bytes | memoryview], root_hash: bytes) -> None:
     """Hold every block of a hash tree against the one above it, and the top against the root hash.
 
-    ``tree`` begins with the superblock. What the lowest level says of the file system is left to
-    dm-verity, which checks each block that is ever read. Raises ImageError.
+    ``blocks`` are those behind the superblock, in order. Of them only the level above is kept: a
+    tree has a hundredth of the size of its image. What the lowest level says of the file system is
+    left to dm-verity, which checks each block that is ever read. Raises ImageError.
     """
-    wanted: Sequence[bytes] = [root_hash]
-    for number, (offset, count) in enumerate(verity.levels):
-        level = memoryview(tree)[offset : offset + count * BLOCK]
+    source = iter(blocks)
+    above: bytes | bytearray = root_hash
+    for number, (_, count) in enumerate(verity.levels):
+        level = bytearray()
         for block in range(count):
-            digest = sha256(verity.salt + level[block * BLOCK : (block + 1) * BLOCK]).digest()
-            if digest != wanted[block]:
+            content = next(source, b"")
+            wanted = above[block * _DIGEST : (block + 1) * _DIGEST]
+            if sha256(verity.salt + content).digest() != wanted:
                 raise ImageError(f"verity tree: block {block} of level {number} has a wrong hash")
-        wanted = [bytes(level[at : at + _DIGEST]) for at in range(0, len(level), _DIGEST)]
+            if number + 1 < len(verity.levels):
+                level += content
+        above = level
 
 
 def root_hash_of(verity: Verity, tree: bytes) -> bytes:

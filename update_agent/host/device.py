@@ -29,20 +29,16 @@ class Device:
 
     def __init__(self, fd: int, path: Path) -> None:
         self.path = path
-        self._status = os.fstat(fd)
-        self.is_block = stat.S_ISBLK(self._status.st_mode)
+        status = os.fstat(fd)
+        self.is_block = stat.S_ISBLK(status.st_mode)
+        self.identity = (0, status.st_rdev) if self.is_block else (status.st_dev, status.st_ino)
+        """Equal for two that are one, whatever their paths are."""
         self.size = os.lseek(fd, 0, os.SEEK_END)
         self._fd = fd
 
     def fileno(self) -> int:
         """Return the open file's descriptor, for locks."""
         return self._fd
-
-    def is_same(self, other: "Device") -> bool:
-        """Whether both are one device or file, whatever their paths are."""
-        if self.is_block and other.is_block:
-            return self._status.st_rdev == other._status.st_rdev
-        return os.path.samestat(self._status, other._status)
 
     def logical_sector_size(self) -> int:
         """Return the sector size of a block device, in bytes."""

@@ -39,7 +39,7 @@ from update_agent.host.device import Device, aligned
 _MARKER = b"UAPART\0\1"
 """Begins block 0 of a slot that is being written; the root hash of the new image follows."""
 
-_QUEUED = 2
+_QUEUED = 1
 """Batches that wait for each worker: enough to keep it busy, few to hold in memory."""
 
 Result = TypeVar("Result")
@@ -105,6 +105,18 @@ def unfinished(device: Device) -> bool:
 def layout(device: Device) -> slot_image.Layout:
     """Return the layout of the slot image on ``device``. Raises ImageError, OSError."""
     block = device.read(0, BLOCK)
+    try:
+        found = _layout_in(block)
+    except slot_image.ImageError as error:
+        raise slot_image.ImageError(f"{device.path}: {error}", hint=error.hint) from error
+    if found.image_size > device.size:
+        raise slot_image.ImageError(
+            f"{device.path} has {device.size} bytes, its slot header says {found.image_size}"
+        )
+    return found
+
+
+def _layout_in(block: bytes) -> slot_image.Layout:
     end = slot_image.HEADER_OFFSET + slot_image.HEADER_SIZE
     return slot_image.parse_header(block[slot_image.HEADER_OFFSET : end])
 
@@ -119,13 +131,14 @@ def root_hash(device: Device) -> bytes:
 def held(device: Device, index: Index, workers: Workers) -> set[int]:
     """Return the numbers of the chunks of ``index`` that already stand right on ``device``.
 
-    A slot that holds neither an image nor the marker of an unfinished one is not read.
+    A slot that holds neither an image nor the marker of an unfinished one is not read. What cannot
+    be read is not held: writing it again may heal it.
     """
-    if not unfinished(device):
-        try:
+    try:
+        if not unfinished(device):
             layout(device)
-        except slot_image.ImageError:
-            return set()
+    except (slot_image.ImageError, OSError):
+        return set()
     right: set[int] = set()
     for found in workers.map(lambda span: _right_in(device, index, span), index.spans()):
         right.update(found)
@@ -135,8 +148,11 @@ def held(device: Device, index: Index, workers: Workers) -> set[int]:
 def _right_in(device: Device, index: Index, span: range) -> list[int]:
     chunks = [index[number] for number in span]
     start, end = chunks[0].offset, chunks[-1].offset + chunks[-1].length
-    data = memoryview(_buffer(end - start))
-    if device.read_into(data, start) < len(data):
+    data = _buffer(end - start)
+    try:
+        if device.read_into(data, start) < len(data):
+            return []
+    except OSError:
         return []
     return [
         number
@@ -146,12 +162,15 @@ def _right_in(device: Device, index: Index, span: range) -> list[int]:
 
 
 def places(device: Device, size: int, workers: Workers) -> dict[bytes, int]:
-    """Return where in the first ``size`` bytes of ``device`` which chunks stand, by SHA-256."""
+    """Return where in the first ``size`` bytes of ``device`` which chunks stand, by SHA-256.
+
+    What cannot be read is taken for zeros, which nobody copies.
+    """
 
     def digest(chunk: tuple[int, bytes]) -> tuple[bytes, int]:
         return sha256(chunk[1]).digest(), chunk[0]
 
-    return dict(workers.map(digest, chunks_of(device, size)))
+    return dict(workers.map(digest, chunks_of(device, size, or_zeros=True)))
 
 
 def places_of(index: Index) -> dict[bytes, int]:
@@ -159,13 +178,24 @@ def places_of(index: Index) -> dict[bytes, int]:
     return {chunk.digest: chunk.offset for chunk in index}
 
 
-def chunks_of(device: Device, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, bytes) of each chunk in the first ``size`` bytes, cut by ``chunking``."""
+def chunks_of(device: Device, size: int, *, or_zeros: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, bytes) of each chunk in the first ``size`` bytes, cut by ``chunking``.
+
+    With ``or_zeros``, what cannot be read is given as zeros; else it raises OSError.
+    """
     window: deque[tuple[int, memoryview]] = deque()
+
+    def read(offset: int, length: int) -> bytes:
+        try:
+            return device.read(offset, length)
+        except OSError:
+            if not or_zeros:
+                raise
+            return bytes(length)
 
     def blocks() -> Iterator[memoryview]:
         for offset in range(0, size, MAX_CHUNK):
-            data = memoryview(device.read(offset, min(MAX_CHUNK, size - offset)))
+            data = memoryview(read(offset, min(MAX_CHUNK, size - offset)))
             window.append((offset, data))
             for at in range(0, len(data), BLOCK):
                 yield data[at : at + BLOCK]
@@ -258,8 +288,18 @@ class SlotWriter:
         Raises ImageError when the image is not what its own hashes say, HostError for the disk.
         """
         with _explained(self._device):
-            self._judge()
+            self._judge(self._first_block)
             self._store_first_block(self._first_block)
+
+    def check(self) -> None:
+        """Judge a slot that holds every chunk already, and make it durable.
+
+        For the run that wrote it may have been killed before its last flush. Raises ImageError,
+        HostError.
+        """
+        with _explained(self._device):
+            self._device.flush()
+            self._judge(self._device.read(0, BLOCK))
 
     # One batch, in a worker ----------------------------------------------------------------------
 
@@ -347,30 +387,37 @@ class SlotWriter:
         whole = self._device.read_into(data, offset) == length
         return range(0) if whole and xxhash.xxh3_64_intdigest(data) == checksum else numbers
 
-    def _judge(self) -> None:
-        end = slot_image.HEADER_OFFSET + slot_image.HEADER_SIZE
-        parts = slot_image.parse_header(self._first_block[slot_image.HEADER_OFFSET : end])
+    def _judge(self, first_block: bytes) -> None:
+        parts = _layout_in(first_block)
         if parts.image_size != self._plan.index.image_size:
             raise slot_image.ImageError(
                 f"the slot header says {parts.image_size} bytes,"
                 f" the index {self._plan.index.image_size}"
             )
-        tree = self._device.read(parts.verity_offset, parts.verity_size)
-        verity = slot_image.parse_verity(tree, fs_size=parts.fs_size)
+        superblock = self._device.read(parts.verity_offset, BLOCK)
+        verity = slot_image.parse_verity(superblock, fs_size=parts.fs_size)
+        tree = self._blocks(parts.verity_offset + BLOCK, parts.verity_size - BLOCK)
         slot_image.check_tree(verity, tree, self._plan.index.root_hash)
         block = self._device.read(parts.kernel_offset, BLOCK)
         kernel = slot_image.parse_kernel(block, region_size=parts.kernel_region_size)
-        if self._digest(parts.kernel_offset + BLOCK, kernel.size) != kernel.digest:
+        digest = sha256()
+        for piece in self._pieces(parts.kernel_offset + BLOCK, kernel.size):
+            digest.update(piece)
+        if digest.digest() != kernel.digest:
             raise slot_image.ImageError("the kernel does not have the hash in its kernel region")
 
-    def _digest(self, offset: int, size: int) -> bytes:
-        digest = sha256()
+    def _blocks(self, offset: int, size: int) -> Iterator[memoryview]:
+        for piece in self._pieces(offset, size):
+            for at in range(0, len(piece), BLOCK):
+                yield piece[at : at + BLOCK]
+
+    def _pieces(self, offset: int, size: int) -> Iterator[memoryview]:
+        """Yield ``size`` bytes from ``offset``, read past every cache into one buffer."""
         data = _buffer(MAX_CHUNK)
         for at in range(0, size, MAX_CHUNK):
             wanted = min(MAX_CHUNK, size - at)
             self._device.read_into(data[: -(-wanted // BLOCK) * BLOCK], offset + at)
-            digest.update(data[:wanted])
-        return digest.digest()
+            yield data[:wanted]
 
     def _store_first_block(self, content: bytes) -> None:
         block = aligned(BLOCK)
@@ -433,5 +480,5 @@ def _explained(device: Device) -> Iterator[None]:
     except OSError as error:
         raise HostError(
             f"{device.path} failed: {error.strerror}",
-            hint="the slot is left marked as unfinished and cannot boot; see the kernel's log",
+            hint="the slot is not verified and must not be booted; see the kernel's log",
         ) from error

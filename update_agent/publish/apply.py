@@ -4,13 +4,14 @@ The same parts as in the daemon and the writer, in one process: fetch, plan, wri
 no boot flag and checks no signature; it says what it was told to trust.
 """
 
-import resource
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from update_agent.core import payload
+from update_agent.core import payload, slot_image
 from update_agent.core.payload import Batch, Index, Plan, SourceError, Totals
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import slot
@@ -19,6 +20,10 @@ from update_agent.host.slot import SlotWriter, Workers
 
 MAX_INDEX = 2**30
 """Bytes of an index that are worth fetching: of an image of ten terabytes."""
+
+WORKERS = 4
+"""Threads at most: more cores are not the update's to take, and each thread needs memory. There is
+one more than cores, for one always waits for the disk."""
 
 ROUNDS = 3
 """How often a batch is tried before the payload, or the disk, is given up."""
@@ -91,12 +96,12 @@ def install(
     was made from; what is right by then is kept. Raises ReleaseError, HostError.
     """
     steps = Steps(progress)
-    with Workers() as workers:
+    with Workers(min(WORKERS, slot.cores() + 1)) as workers:
         for number, source in enumerate(sources):
             try:
                 plan = _look(target, source.index, booted, booted_index, workers)
                 steps.done("look")
-                written = _write(target, plan, source.blob, booted, workers, steps)
+                plan, written = _write(target, plan, source.blob, booted, workers, steps)
             except SourceError:
                 if number + 1 == len(sources):
                     raise
@@ -107,7 +112,7 @@ def install(
                     written=written,
                     seconds=time.monotonic() - steps.began,
                     seconds_by_step=steps.seconds,
-                    peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    peak_memory=_peak_memory(),
                 )
     raise ValueError("no source to install from")
 
@@ -120,16 +125,38 @@ def _look(
     workers: Workers,
 ) -> Plan:
     """Find out what both slots hold, and plan."""
-    held = slot.held(target, index, workers)
     if index.is_delta:
-        known = slot.root_hash(booted) if booted else payload.NO_HASH
+        known = _root_hash(booted)
+        held = slot.held(target, index, workers)
         return payload.plan(index, held=held, booted_root_hash=known)
+    held = slot.held(target, index, workers)
     places: dict[bytes, int] = {}
-    if booted_index:
-        places = slot.places_of(booted_index)
-    elif booted and len(held) < len(index):
-        places = slot.places(booted, slot.layout(booted).image_size, workers)
+    if booted and len(held) < len(index):
+        places = slot.places_of(booted_index) if booted_index else _places(booted, workers)
     return payload.plan(index, held=held, booted=places)
+
+
+def _root_hash(booted: Device | None) -> bytes:
+    if booted is None:
+        raise SourceError(
+            "a delta payload needs a source, and there is none", hint="take the full payload"
+        )
+    try:
+        return slot.root_hash(booted)
+    except (slot_image.ImageError, OSError) as error:
+        raise SourceError(
+            f"no delta payload can be made from {booted.path}: {error}",
+            hint="take the full payload",
+        ) from error
+
+
+def _places(booted: Device, workers: Workers) -> dict[bytes, int]:
+    """Return what the booted slot offers; of what is no slot image, nothing."""
+    try:
+        size = slot.layout(booted).image_size
+    except (slot_image.ImageError, OSError):
+        return {}
+    return slot.places(booted, size, workers)
 
 
 def _write(
@@ -139,11 +166,12 @@ def _write(
     booted: Device | None,
     workers: Workers,
     steps: Steps,
-) -> int:
-    """Carry ``plan`` out; return the bytes written."""
-    if plan.nothing_to_write:
-        return 0
+) -> tuple[Plan, int]:
+    """Carry ``plan`` out; return it as it was in the end, and the bytes written."""
     writer = SlotWriter(target, plan, source=booted, workers=workers)
+    if plan.nothing_to_write:
+        writer.check()
+        return plan, 0
     writer.begin()
     size = plan.totals().write
 
@@ -173,8 +201,14 @@ def _write(
         if not numbers:
             writer.finish()
             steps.done("finish")
-            return writer.written
+            return plan, writer.written
     raise _gave_up(target, undone)
+
+
+def _peak_memory() -> int:
+    """Return our own peak, which getrusage(2) does not: it counts whoever started us as well."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def _numbers(batch: Batch) -> range:

@@ -57,9 +57,13 @@ class _Run:
     old: int | None
 
 
-def pieces(image: Device, source: Device, size: int) -> Iterator[Piece]:
-    """Yield the new ``image`` of ``size`` bytes in pieces, each with what ``source`` offers it."""
-    runs = _runs(_match(_hashes(image, size), _hashes(source, source.size)))
+def pieces(image: Device, source: Device, size: int, source_size: int) -> Iterator[Piece]:
+    """Yield the new ``image`` of ``size`` bytes in pieces, each with what ``source`` offers it.
+
+    Of the source only ``source_size`` bytes count: what stands behind the old image in its file is
+    on no host.
+    """
+    runs = _runs(_match(_hashes(image, size), _hashes(source, source_size)))
     for number, run in enumerate(runs):
         below = runs[number - 1] if number else None
         above = runs[number + 1] if number + 1 < len(runs) else None
@@ -71,7 +75,7 @@ def pieces(image: Device, source: Device, size: int) -> Iterator[Piece]:
                 if source.read(offset, len(data)) == data:
                     yield Piece(offset=first * BLOCK, data=data, copied=True, source_offset=offset)
                     continue
-            start, stop = _window(run, below, above, (first + end) // 2, source.size // BLOCK)
+            start, stop = _window(run, below, above, (first + end) // 2, source_size // BLOCK)
             yield Piece(
                 offset=first * BLOCK,
                 data=data,

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
+import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -13,10 +15,11 @@ from tqdm import tqdm
 
 from update_agent import cli
 from update_agent.core import payload
-from update_agent.core.payload import Batch, Index
+from update_agent.core.payload import Batch, Index, PayloadError
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host.device import Device, open_device
-from update_agent.host.http import Download, Limits, Network, Way, get
+from update_agent.host.download import Download
+from update_agent.host.http import Limits, Network, Way, get
 from update_agent.publish import apply as applying
 from update_agent.publish import seal as sealing
 from update_agent.publish.apply import Report, Source
@@ -25,7 +28,7 @@ _EPILOG = """\
 examples:
   update-agent-image seal --root root/ --kernel linux.efi --output v2.img
   update-agent-image apply --index http://server/v2.index --slot /dev/sda3 --source /dev/sda2
-  update-agent-image apply --index v1.from.v2.index --full v2.index --slot slot.img --source v1.img
+  update-agent-image apply --index v2.from.v1.index --full v2.index --slot slot.img --source v1.img
 
 'update-publish payload' makes indexes and blobs; 'update-agent-slots' changes boot flags."""
 
@@ -88,10 +91,13 @@ def seal(options: Namespace) -> int:
 def _add_apply(verb: ArgumentParser) -> None:
     verb.add_argument("--index", required=True, metavar="URL-OR-FILE",
                       help="the payload's index; its blob lies beside it")  # fmt: skip
-    verb.add_argument("--sha256", metavar="HEX", help="what the index must hash to")
+    verb.add_argument("--sha256", type=_sha256, metavar="HEX", help="what the index must hash to")
     verb.add_argument("--full", metavar="URL-OR-FILE",
                       help="index of the full payload, for when a delta payload doesn't fit the "
                       "source")  # fmt: skip
+    verb.add_argument("--full-sha256", type=_sha256, metavar="HEX",
+                      help="what the index of the full payload must hash to; with --full, --sha256 "
+                      "needs it")  # fmt: skip
     verb.add_argument("--mirror", action="append", default=[], metavar="URL",
                       help="the same index at another server; may be repeated")  # fmt: skip
     verb.add_argument("--slot", type=Path, required=True, metavar="DEVICE-OR-FILE",
@@ -100,19 +106,43 @@ def _add_apply(verb: ArgumentParser) -> None:
                       help="a slot or image to take equal parts from")  # fmt: skip
     verb.add_argument("--source-index", type=Path, metavar="FILE",
                       help="its index, which spares reading it to find them")  # fmt: skip
-    verb.add_argument("--rate", type=float, metavar="MB/S", help="fetch at most this fast")
-    verb.add_argument("--deadline", type=float, default=Limits().deadline, metavar="SECONDS",
+    verb.add_argument("--rate", type=_positive, metavar="MB/S", help="fetch at most this fast")
+    verb.add_argument("--deadline", type=_positive, default=Limits().deadline, metavar="SECONDS",
                       help="give up after this time (default: %(default).0f)")  # fmt: skip
     verb.add_argument("--proxy", metavar="URL", help="fetch through this proxy")
     verb.add_argument("--ca", metavar="FILE", help="certificates to accept for HTTPS")
-    verb.add_argument("--connections", type=int, default=Way().connections, metavar="N",
+    verb.add_argument("--connections", type=_count, default=Way().connections, metavar="N",
                       help="connections to each server (default: %(default)s)")  # fmt: skip
     verb.add_argument("--json", action="store_true", help="print JSON, and no progress")
-    verb.set_defaults(run=apply)
+    verb.set_defaults(run=apply, wrong_usage=verb.error)
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise ArgumentTypeError(f"{text!r} is no SHA-256, wanted 64 hexadecimal digits")
+    return text.lower()
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise ArgumentTypeError(f"{text!r} is no whole number from 1 to 9999")
+    return int(text)
 
 
 def apply(options: Namespace) -> int:
     """Put a payload into a slot and report on it."""
+    if options.full and options.sha256 and not options.full_sha256:
+        options.wrong_usage("--full with --sha256 needs --full-sha256: else it is not checked")
     network = Network(
         Limits(rate=options.rate and options.rate * 1e6, deadline=options.deadline),
         Way(proxy=options.proxy, ca_file=options.ca, connections=options.connections),
@@ -120,10 +150,17 @@ def apply(options: Namespace) -> int:
     with ExitStack() as stack:
         sources = [_source(network, options.index, options.mirror, options.sha256, stack)]
         if options.full:
-            sources.append(_source(network, options.full, [], None, stack))
+            sources.append(_source(network, options.full, [], options.full_sha256, stack))
+            _check_alike(*sources)
         target = stack.enter_context(_slot(options.slot, sources[0].index.image_size))
         booted = options.source and stack.enter_context(open_device(options.source))
-        booted_index = options.source_index and _decode(options.source_index.read_bytes())
+        if booted and booted.identity == target.identity:
+            raise HostError(
+                f"{options.slot} is the source as well", hint="name the slot that is to be written"
+            )
+        booted_index = options.source_index and _decode(
+            _read(options.source_index), options.source_index
+        )
         with _Bar(disable=options.json) as bar:
             report = applying.install(
                 target, sources, booted=booted, booted_index=booted_index, progress=bar.show
@@ -135,9 +172,14 @@ def apply(options: Namespace) -> int:
 
 def _slot(path: Path, size: int) -> AbstractContextManager[Device]:
     """Open the slot; an image file is made, or made as large as needed."""
-    if not path.exists() or (path.is_file() and path.stat().st_size < size):
-        with path.open("ab") as file:
-            file.truncate(size)
+    try:
+        if not path.exists() and Path("/dev") in path.absolute().parents:
+            raise HostError(f"there is no device {path}")
+        if not path.exists() or (path.is_file() and path.stat().st_size < size):
+            with path.open("ab") as file:
+                file.truncate(size)
+    except OSError as error:
+        raise HostError(f"cannot make {path}: {error.strerror}") from error
     return open_device(path, writable=True, exclusive=True)
 
 
@@ -147,14 +189,14 @@ def _source(
     remote = where.startswith(("http://", "https://"))
     data = get(network, where, max_size=applying.MAX_INDEX) if remote else _read(Path(where))
     found = hashlib.sha256(data).hexdigest()
-    if wanted and found != wanted.lower():
+    if wanted and found != wanted:
         raise ReleaseError(f"{where} has the SHA-256 {found}, wanted {wanted}")
-    index = _decode(data)
+    index = _decode(data, where)
     if remote:
         urls = [_blob_name(url) for url in (where, *mirrors)]
         blob: applying.Blob = Download(network, urls, blob_size=index.blob_size)
     else:
-        blob = _FileBlob(stack.enter_context(open_device(Path(_blob_name(where)))))
+        blob = _FileBlob(stack.enter_context(open_device(Path(_blob_name(where)))), index)
     return Source(name=where, index=index, blob=blob)
 
 
@@ -171,20 +213,41 @@ def _read(path: Path) -> bytes:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _decode(data: bytes) -> Index:
-    return payload.decode(data)
+def _decode(data: bytes, where: object) -> Index:
+    try:
+        return payload.decode(data)
+    except PayloadError as error:
+        raise PayloadError(f"{where}: {error}", hint=error.hint) from error
+
+
+def _check_alike(first: Source, second: Source) -> None:
+    """Refuse to fall over to the payload of another image."""
+    if first.index.root_hash != second.index.root_hash:
+        raise ReleaseError(
+            f"{first.name} makes the image with root hash {first.index.root_hash.hex()},"
+            f" {second.name} the one with {second.index.root_hash.hex()}",
+            hint="--full is the full payload of the same image",
+        )
 
 
 class _FileBlob:
     """A blob in a file."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, index: Index) -> None:
         self._device = device
+        if device.size != index.blob_size:
+            raise ReleaseError(
+                f"{device.path} has {device.size} bytes, its index says {index.blob_size}",
+                hint="index and blob don't belong together, or are not wholly copied",
+            )
 
     def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
         for span in spans:
-            data = self._device.read(span.blob_offset, span.blob_length)
-            deliver(span, bytearray(data).ljust(span.blob_length, b"\0"))
+            try:
+                data = self._device.read(span.blob_offset, span.blob_length)
+            except OSError as error:
+                raise HostError(f"cannot read {self._device.path}: {error.strerror}") from error
+            deliver(span, bytearray(data))
 
     def distrust(self, spans: Sequence[Batch]) -> None:
         """There is no elsewhere."""

@@ -41,8 +41,9 @@ def _add_payload(verb: ArgumentParser) -> None:
                       help="the slot image that hosts have now")  # fmt: skip
     verb.add_argument("--output", type=Path, required=True, metavar="FOLDER",
                       help="where NAME.index and NAME.blob go")  # fmt: skip
-    verb.add_argument("--level", type=int, choices=range(1, 23), default=payload.LEVEL,
-                      metavar="1-22", help="of zstd (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--level", type=int, choices=range(1, 23), metavar="1-22",
+                      help=f"of zstd (default: {payload.LEVEL}, with --from"
+                      f" {payload.DELTA_LEVEL})")  # fmt: skip
     verb.add_argument("--json", action="store_true", help="print JSON, and no progress")
     verb.set_defaults(run=make)
 

@@ -24,7 +24,11 @@ from update_agent.publish.delta import Piece
 from update_agent.publish.files import replaced
 
 LEVEL = 15
-"""zstd's level when none is asked for: near the best ratio at a fraction of its time."""
+"""zstd's level of a full payload when none is asked for: 1.7 % above the size of level 19, in a
+third of its time."""
+
+DELTA_LEVEL = 19
+"""The same of a delta payload, where there is less to compress and 6 % to gain."""
 
 Progress = Callable[[int], None]
 """Called with the number of image bytes that were dealt with."""
@@ -44,7 +48,7 @@ def make(
     folder: Path,
     *,
     source: Path | None = None,
-    level: int = LEVEL,
+    level: int | None = None,
     progress: Progress = lambda _: None,
 ) -> Made:
     """Write the payload of ``image`` to ``folder``, full or made from ``source``.
@@ -54,12 +58,13 @@ def make(
     """
     name = f"{image.stem}.from.{source.stem}" if source else image.stem
     made = Made(index=folder / f"{name}.index", blob=folder / f"{name}.blob", chunks=0)
+    level = level or (DELTA_LEVEL if source else LEVEL)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
             open_device(image) as target,
-            replaced(made.blob) as blob,
             replaced(made.index) as file,
+            replaced(made.blob) as blob,
             slot.Workers() as workers,
         ):
             if source is None:
@@ -83,7 +88,13 @@ def _write(
 ) -> Index:
     """Write the blob, return the index of it."""
     size = slot.layout(image).image_size
-    pieces = delta.pieces(image, source, size) if source else _whole(image, size)
+    root_hash = slot.root_hash(image)
+    source_root_hash = slot.root_hash(source) if source else NO_HASH
+    pieces = (
+        delta.pieces(image, source, size, slot.layout(source).image_size)
+        if source
+        else _whole(image, size)
+    )
     stored: dict[bytes, Chunk] = {}
     chunks: list[Chunk] = []
     end = 0
@@ -101,8 +112,8 @@ def _write(
         chunks,
         image_size=size,
         blob_size=end,
-        root_hash=slot.root_hash(image),
-        source_root_hash=slot.root_hash(source) if source else NO_HASH,
+        root_hash=root_hash,
+        source_root_hash=source_root_hash,
     )
 
 
@@ -122,30 +133,32 @@ def _store(piece: Piece, level: int) -> tuple[Chunk, bytes]:
         return copied, b""
     if piece.data == bytes(length):
         return chunk, b""
-    data = _compressor(level).compress(piece.data)
-    operation = Operation.ZSTD
-    if piece.source:
-        patched = _compressor(level, piece.source).compress(piece.data)
-        if len(patched) < len(data):
-            operation, data = Operation.PATCH, patched
-            chunk = chunk._replace(
-                source_offset=piece.source_offset, source_length=len(piece.source)
-            )
-    if len(data) >= length:
-        operation, data = Operation.STORE, piece.data
-        chunk = chunk._replace(source_offset=0, source_length=0)
+    operation, data = _smallest(piece, level)
+    if operation is Operation.PATCH:
+        chunk = chunk._replace(source_offset=piece.source_offset, source_length=len(piece.source))
     return chunk._replace(
         operation=operation, stored_length=len(data), stored_digest=sha256(data).digest()
     ), data
 
 
+def _smallest(piece: Piece, level: int) -> tuple[Operation, bytes]:
+    """Return the stored bytes of a piece, made in the way that makes fewest of them.
+
+    A patch that halves the piece is taken without a look at the other ways.
+    """
+    found = [(Operation.STORE, piece.data)]
+    if piece.source:
+        found.append((Operation.PATCH, delta.compressor(level, piece.source).compress(piece.data)))
+    if 2 * len(found[-1][1]) > len(piece.data):
+        found.append((Operation.ZSTD, _compressor(level).compress(piece.data)))
+    return min(found, key=lambda made: len(made[1]))
+
+
 _kept = threading.local()
 
 
-def _compressor(level: int, source: bytes = b"") -> zstandard.ZstdCompressor:
-    """Return a compressor: of this thread, or one that knows ``source``."""
-    if source:
-        return delta.compressor(level, source)
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Return a compressor of this thread."""
     kept: zstandard.ZstdCompressor | None = getattr(_kept, "compressor", None)
     if kept is None or _kept.level != level:
         kept = zstandard.ZstdCompressor(level=level, write_content_size=True)

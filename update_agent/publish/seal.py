@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from struct import Struct
 
 from update_agent.core import slot_image
 from update_agent.core.chunking import BLOCK
@@ -23,6 +24,11 @@ _UUID = "5c7cbd39-6a3e-4d39-a49c-26a1b3a0c1a5"
 
 _COPY = 2**20
 
+_EROFS_MAGIC = bytes.fromhex("e2e1f5e0")
+_EROFS_SUPERBLOCK = 1024
+_EROFS_HEAD = Struct("<4s8xB")
+"""erofs_fs.h: the magic, and the logarithm of the block size."""
+
 
 def seal(root: Path, kernel: Path, output: Path) -> str:
     """Write the slot image of ``root``, an erofs or a folder, and ``kernel``; return its root hash.
@@ -30,19 +36,38 @@ def seal(root: Path, kernel: Path, output: Path) -> str:
     The root hash is in hexadecimal. ``output`` is replaced as a whole, or not at all. Raises
     HostError.
     """
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".seal-") as scratch:
-        fs = _erofs(root, Path(scratch)) if root.is_dir() else root
-        with replaced(output) as image:
-            work = Path(image.name)
-            fs_size = _append(fs, work)
-            parts = _layout(fs_size, kernel)
-            _put(work, slot_image.HEADER_OFFSET, parts.encode())
-            root_hash = _hash_tree(work, parts)
-            _put(work, parts.kernel_offset, _describe(kernel).encode())
-            _append(kernel, work)
-            if work.stat().st_size != parts.image_size:
-                raise HostError(f"{kernel} changed while it was read")
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".seal-") as scratch:
+            fs = _erofs(root, Path(scratch)) if root.is_dir() else root
+            _check_erofs(fs)
+            with replaced(output) as image:
+                return _seal(fs, kernel, Path(image.name))
+    except OSError as error:
+        raise HostError(
+            f"cannot make {output}: {error.filename or output}: {error.strerror}"
+        ) from error
+
+
+def _seal(fs: Path, kernel: Path, work: Path) -> str:
+    described = _describe(kernel)
+    parts = _layout(_append(fs, work), described)
+    _put(work, slot_image.HEADER_OFFSET, parts.encode())
+    root_hash = _hash_tree(work, parts)
+    _put(work, parts.kernel_offset, described.encode())
+    _append(kernel, work)
+    if work.stat().st_size != parts.image_size:
+        raise HostError(f"{kernel} changed while it was read")
     return root_hash
+
+
+def _check_erofs(fs: Path) -> None:
+    with fs.open("rb") as file:
+        file.seek(_EROFS_SUPERBLOCK)
+        magic, bits = _EROFS_HEAD.unpack(file.read(_EROFS_HEAD.size).ljust(_EROFS_HEAD.size, b"\0"))
+    if magic != _EROFS_MAGIC:
+        raise HostError(f"{fs} is neither a folder nor an erofs")
+    if 1 << bits != BLOCK:
+        raise HostError(f"{fs} has blocks of {1 << bits} bytes, wanted {BLOCK}")
 
 
 def _erofs(tree: Path, scratch: Path) -> Path:
@@ -50,19 +75,17 @@ def _erofs(tree: Path, scratch: Path) -> Path:
     run([
         "mkfs.erofs",
         "--quiet",
-        "-b", str(BLOCK),
         "-U", _UUID,
         "-T", "0",
-        "--all-time",
         made, tree,
     ])  # fmt: skip
     return made
 
 
-def _layout(fs_size: int, kernel: Path) -> Layout:
+def _layout(fs_size: int, kernel: Kernel) -> Layout:
     """Return where everything goes; known before hashing, for the tree covers the header."""
     kernel_offset = fs_size + BLOCK * (1 + sum(slot_image.level_sizes(fs_size // BLOCK)))
-    kernel_region_size = BLOCK + _rounded(kernel.stat().st_size)
+    kernel_region_size = BLOCK + _rounded(kernel.size)
     return Layout(
         fs_size=fs_size,
         verity_offset=fs_size,
@@ -90,17 +113,17 @@ def _hash_tree(image: Path, parts: Layout) -> str:
 def _describe(kernel: Path) -> Kernel:
     with kernel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-    return Kernel(size=kernel.stat().st_size, digest=digest)
+        size = file.tell()
+    if size == 0:
+        raise HostError(f"{kernel} is empty, wanted a unified kernel image")
+    return Kernel(size=size, digest=digest)
 
 
 def _append(part: Path, image: Path) -> int:
     """Append ``part``, filled up to a whole block; return the size of ``image`` then."""
-    try:
-        with part.open("rb") as source, image.open("ab") as target:
-            shutil.copyfileobj(source, target, _COPY)
-            target.truncate(_rounded(target.tell()))
-    except OSError as error:
-        raise HostError(f"cannot copy {part} to {image}: {error.strerror}") from error
+    with part.open("rb") as source, image.open("ab") as target:
+        shutil.copyfileobj(source, target, _COPY)
+        target.truncate(_rounded(target.tell()))
     return image.stat().st_size
 
 
