@@ -42,6 +42,10 @@ _MARKER = b"UAPART\0\1"
 _QUEUED = 1
 """Batches that wait for each worker: enough to keep it busy, few to hold in memory."""
 
+_FLUSH = 64 * 2**20
+"""Bytes after which what was written is flushed: the disk works while chunks are decoded, and what
+others write to it never waits behind a whole image."""
+
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
@@ -329,11 +333,12 @@ class SlotWriter:
             self._first_block = bytes(data[:BLOCK])
             data[:BLOCK] = _padded(_MARKER + self._plan.index.root_hash)
         self._device.write(data, batch.offset)
+        checksum = xxhash.xxh3_64_intdigest(data)
         with self._lock:
-            self._checksums[batch.offset] = (
-                batch.length, xxhash.xxh3_64_intdigest(data), numbers,
-            )  # fmt: skip
-            self.written += batch.length
+            self._checksums[batch.offset] = (batch.length, checksum, numbers)
+            before, self.written = self.written, self.written + batch.length
+        if before // _FLUSH < self.written // _FLUSH:
+            self._device.flush()
 
     def _make(self, number: int, chunk: Chunk, part: memoryview, target: memoryview) -> bool:
         """Put the bytes of a chunk into ``target``; say whether they are the right ones."""

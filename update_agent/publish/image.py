@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from update_agent import cli
 from update_agent.core import payload
 from update_agent.core.payload import Batch, Index, PayloadError
@@ -257,6 +255,8 @@ class _Bar:
     """Progress on a terminal."""
 
     def __init__(self, *, disable: bool) -> None:
+        from tqdm import tqdm  # noqa: PLC0415  loads slowly, and only people need it
+
         self._bar = tqdm(unit="B", unit_scale=True, disable=disable or None, file=sys.stderr)
 
     def __enter__(self) -> Self:
