@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from update_agent.core import payload
-from update_agent.core.payload import Batch, Index
+from update_agent.core.payload import Batch, Index, Totals
 from update_agent.host.device import Device
 from update_agent.publish.apply import Report, Source
 from update_agent.publish.apply import install as apply_install
@@ -170,6 +170,16 @@ def blob_of(source: Source) -> MemoryBlob:
     return source.blob
 
 
+class Silence:
+    """Wants to know nothing of progress."""
+
+    def planned(self, source: Source, totals: Totals) -> None:
+        pass
+
+    def show(self, step: str, done: int, size: int) -> None:
+        pass
+
+
 def install(
     target: Device,
     *sources: Source,
@@ -178,7 +188,7 @@ def install(
 ) -> Report:
     """Install as ``update-agent-image apply`` does."""
     return apply_install(
-        target, sources, booted=booted, booted_index=booted_index, progress=lambda *_: None
+        target, sources, booted=booted, booted_index=booted_index, progress=Silence()
     )
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.disks import loop, tool
 from tests.images import BLOCK, MARKER, Releases, flip_bit, install, medium, noise, source_of
-from update_agent.core.payload import Operation
+from tests.web import Web
+from update_agent.core.payload import Operation, decode
 from update_agent.host.device import open_device
 from update_agent.publish import image, main
 from update_agent.publish.payload import make
@@ -70,6 +71,40 @@ def test_an_image_file_is_made_of_a_payload(
     assert path.read_bytes() == releases.v2.content
 
 
+def test_what_will_be_done_is_told_before_the_first_byte(
+    releases: Releases, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = releases.v2.full.index
+    blob = decode(index.read_bytes()).stored_size / 1e6
+    write = len(releases.v2.content) / 1e6
+
+    assert image.main(["apply", "--index", str(index), "--slot", str(path)]) == 0
+    assert capsys.readouterr().err.startswith(
+        f"{index}: fetch {blob:.1f} MB of {blob:.1f}, copy 0.0, keep 0.0, write {write:.1f}; about"
+    )
+
+
+def test_an_index_comes_from_the_first_mirror_that_gives_it(
+    program: Program, releases: Releases, path: Path
+) -> None:
+    files = {f"/v2.{kind}": Path(getattr(releases.v2.full, kind)).read_bytes()
+             for kind in ("index", "blob")}  # fmt: skip
+    with Web({}) as empty, Web(files) as good:
+        wanted: list[str | Path] = [
+            "apply",
+            "--index",
+            empty.url("/v2.index"),
+            "--slot",
+            path,
+            "--mirror",
+        ]
+        program.json(*wanted, good.url("/v2.index"))
+        message = program(*wanted, empty.url("/v2.index"), code=4)
+
+    assert path.read_bytes() == releases.v2.content
+    assert message.startswith("update-agent-image: no mirror is left: http://")
+
+
 def test_json_says_what_was_done(program: Program, releases: Releases, path: Path) -> None:
     first = program.json(
         "apply", "--index", releases.v2.full.index, "--slot", path,
@@ -78,9 +113,11 @@ def test_json_says_what_was_done(program: Program, releases: Releases, path: Pat
     again = program.json("apply", "--index", releases.v2.full.index, "--slot", path)
 
     assert set(first) == {
-        "payload", "fetched_bytes", "copied_bytes", "kept_bytes", "zero_bytes", "written_bytes",
-        "seconds", "seconds_by_step", "peak_memory_bytes",
+        "payload", "fetched_bytes", "saved_bytes", "copied_bytes", "kept_bytes", "zero_bytes",
+        "written_bytes", "seconds", "seconds_by_step", "expected_seconds", "peak_memory_bytes",
     }  # fmt: skip
+    whole = decode(releases.v2.full.index.read_bytes()).stored_size
+    assert first["fetched_bytes"] + first["saved_bytes"] == again["saved_bytes"] == whole
     assert first["payload"] == str(releases.v2.full.index)
     assert first["written_bytes"] == again["kept_bytes"] == len(releases.v2.content)
     assert first["copied_bytes"] > 1_000_000

@@ -126,6 +126,11 @@ class Index:
         yield range(first, len(self))
 
     @property
+    def stored_size(self) -> int:
+        """Bytes that a host fetches which can keep nothing; equal chunks count each time."""
+        return sum(chunk.stored_length for chunk in self)
+
+    @property
     def is_delta(self) -> bool:
         """Whether the payload needs one certain source image."""
         return self.source_root_hash != NO_HASH

@@ -56,14 +56,24 @@ class Report:
 
     payload: str
     totals: Totals
+    saved: int
+    """Stored bytes that a host without anything would have fetched, and this one did not."""
     written: int
     seconds: float
     seconds_by_step: dict[str, float]
     peak_memory: int
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with the step, and how many bytes of how many are done."""
+class Progress(Protocol):
+    """Who wants to know how far the work is."""
+
+    def planned(self, source: Source, totals: Totals) -> None:
+        """Take note of what is going to be done, before the first byte of it."""
+        ...
+
+    def show(self, step: str, done: int, size: int) -> None:
+        """Take note that ``done`` of ``size`` bytes of a step are done."""
+        ...
 
 
 @dataclass
@@ -101,14 +111,17 @@ def install(
             try:
                 plan = _look(target, source.index, booted, booted_index, workers)
                 steps.done("look")
+                progress.planned(source, plan.totals())
                 plan, written = _write(target, plan, source.blob, booted, workers, steps)
             except SourceError:
                 if number + 1 == len(sources):
                     raise
             else:
+                totals = plan.totals()
                 return Report(
                     payload=source.name,
-                    totals=plan.totals(),
+                    totals=totals,
+                    saved=max(it.index.stored_size for it in sources) - totals.fetch,
                     written=written,
                     seconds=time.monotonic() - steps.began,
                     seconds_by_step=steps.seconds,
@@ -177,7 +190,7 @@ def _write(
 
     def deliver(batch: Batch, stored: bytearray) -> None:
         writer.put(batch, stored)
-        steps.progress("write", min(writer.written, size), size)
+        steps.progress.show("write", min(writer.written, size), size)
 
     numbers: set[int] | None = None
     undone = slot.Undone()

@@ -9,18 +9,24 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from update_agent import cli
 from update_agent.core import payload
-from update_agent.core.payload import Batch, Index, PayloadError
+from update_agent.core.payload import Batch, Index, PayloadError, Totals
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host.device import Device, open_device
-from update_agent.host.download import Download
-from update_agent.host.http import Limits, Network, Way, get
+from update_agent.host.download import Download, NoMirrorError
+from update_agent.host.http import HttpError, Limits, Network, Way, get
 from update_agent.publish import apply as applying
 from update_agent.publish import seal as sealing
 from update_agent.publish.apply import Report, Source
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_DISK_RATE = 300e6
+"""Bytes a second that a disk is expected to read and write, before anything was measured."""
 
 _EPILOG = """\
 examples:
@@ -146,10 +152,12 @@ def apply(options: Namespace) -> int:
         Way(proxy=options.proxy, ca_file=options.ca, connections=options.connections),
     )
     with ExitStack() as stack:
+        began = network.now()
         sources = [_source(network, options.index, options.mirror, options.sha256, stack)]
         if options.full:
             sources.append(_source(network, options.full, [], options.full_sha256, stack))
             _check_alike(*sources)
+        fetch_rate = _fetch_rate(network.fetched, network.now() - began, options.rate)
         target = stack.enter_context(_slot(options.slot, sources[0].index.image_size))
         booted = options.source and stack.enter_context(open_device(options.source))
         if booted and booted.identity == target.identity:
@@ -159,13 +167,19 @@ def apply(options: Namespace) -> int:
         booted_index = options.source_index and _decode(
             _read(options.source_index), options.source_index
         )
-        with _Bar(disable=options.json) as bar:
+        with _Bar(fetch_rate=fetch_rate, quiet=options.json) as bar:
             report = applying.install(
-                target, sources, booted=booted, booted_index=booted_index, progress=bar.show
+                target, sources, booted=booted, booted_index=booted_index, progress=bar
             )
-    result = _as_json(report, network)
+    result = {**_as_json(report, network), "expected_seconds": round(bar.expected, 3)}
     print(json.dumps(result) if options.json else _as_text(result))
     return 0
+
+
+def _fetch_rate(fetched: int, seconds: float, limit: float | None) -> float:
+    """Return the bytes a second to expect: what the indexes came with, or the limit in MB/s."""
+    measured = fetched / seconds if fetched else _DISK_RATE
+    return min(measured, limit * 1e6) if limit else measured
 
 
 def _slot(path: Path, size: int) -> AbstractContextManager[Device]:
@@ -185,7 +199,7 @@ def _source(
     network: Network, where: str, mirrors: Sequence[str], wanted: str | None, stack: ExitStack
 ) -> Source:
     remote = where.startswith(("http://", "https://"))
-    data = get(network, where, max_size=applying.MAX_INDEX) if remote else _read(Path(where))
+    data = _fetch(network, (where, *mirrors)) if remote else _read(Path(where))
     found = hashlib.sha256(data).hexdigest()
     if wanted and found != wanted:
         raise ReleaseError(f"{where} has the SHA-256 {found}, wanted {wanted}")
@@ -194,8 +208,22 @@ def _source(
         urls = [_blob_name(url) for url in (where, *mirrors)]
         blob: applying.Blob = Download(network, urls, blob_size=index.blob_size)
     else:
-        blob = _FileBlob(stack.enter_context(open_device(Path(_blob_name(where)))), index)
+        file = stack.enter_context(open_device(Path(_blob_name(where))))
+        blob = _FileBlob(network, file, index)
     return Source(name=where, index=index, blob=blob)
+
+
+def _fetch(network: Network, urls: Sequence[str]) -> bytes:
+    """Return an index from the first server that gives it."""
+    errors: list[HttpError] = []
+    for url in urls:
+        try:
+            return get(network, url, max_size=applying.MAX_INDEX)
+        except HttpError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise NoMirrorError("no mirror is left: " + "; ".join(map(str, errors)), hint=errors[-1].hint)
 
 
 def _blob_name(index: str) -> str:
@@ -231,7 +259,8 @@ def _check_alike(first: Source, second: Source) -> None:
 class _FileBlob:
     """A blob in a file."""
 
-    def __init__(self, device: Device, index: Index) -> None:
+    def __init__(self, network: Network, device: Device, index: Index) -> None:
+        self._network = network
         self._device = device
         if device.size != index.blob_size:
             raise ReleaseError(
@@ -245,6 +274,7 @@ class _FileBlob:
                 data = self._device.read(span.blob_offset, span.blob_length)
             except OSError as error:
                 raise HostError(f"cannot read {self._device.path}: {error.strerror}") from error
+            self._network.took(len(data))
             deliver(span, bytearray(data))
 
     def distrust(self, spans: Sequence[Batch]) -> None:
@@ -252,22 +282,39 @@ class _FileBlob:
 
 
 class _Bar:
-    """Progress on a terminal."""
+    """Progress for people: the plan as a line, then a bar with rate and time left."""
 
-    def __init__(self, *, disable: bool) -> None:
-        from tqdm import tqdm  # noqa: PLC0415  loads slowly, and only people need it
-
-        self._bar = tqdm(unit="B", unit_scale=True, disable=disable or None, file=sys.stderr)
+    def __init__(self, *, fetch_rate: float, quiet: bool) -> None:
+        self.expected = 0.0
+        self._fetch_rate = fetch_rate
+        self._quiet = quiet
+        self._bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def planned(self, source: Source, totals: Totals) -> None:
+        self.expected = totals.seconds(fetch_rate=self._fetch_rate, disk_rate=_DISK_RATE)
+        if not self._quiet:
+            print(
+                f"{source.name}: fetch {totals.fetch / 1e6:.1f} MB of"
+                f" {source.index.stored_size / 1e6:.1f}, copy {totals.copy / 1e6:.1f}, keep"
+                f" {totals.keep / 1e6:.1f}, write {totals.write / 1e6:.1f};"
+                f" about {self.expected:.0f} s",
+                file=sys.stderr,
+            )
 
     def show(self, step: str, done: int, size: int) -> None:
-        self._bar.total = size
-        self._bar.set_description(step, refresh=False)
+        if self._quiet:
+            return
+        if self._bar is None:
+            from tqdm import tqdm  # noqa: PLC0415  loads slowly, and only people need it
+
+            self._bar = tqdm(desc=step, total=size, unit="B", unit_scale=True, disable=None)
         self._bar.update(done - self._bar.n)
 
 
@@ -276,6 +323,7 @@ def _as_json(report: Report, network: Network) -> dict[str, Any]:
     return {
         "payload": report.payload,
         "fetched_bytes": network.fetched,
+        "saved_bytes": report.saved,
         "copied_bytes": totals.copy,
         "kept_bytes": totals.keep,
         "zero_bytes": totals.zero,
@@ -291,5 +339,6 @@ def _as_text(result: dict[str, Any]) -> str:
     return (
         f"the slot holds the whole image, read back and verified: {mb['written_bytes']} written,"
         f" {mb['kept_bytes']} kept, in {result['seconds']:.1f} s\n"
-        f"fetched {mb['fetched_bytes']}, copied {mb['copied_bytes']} from the source"
+        f"fetched {mb['fetched_bytes']}, saved {mb['saved_bytes']},"
+        f" copied {mb['copied_bytes']} from the source"
     )
