@@ -918,14 +918,14 @@ def test_neighbours_are_one_request(web: Web) -> None:
 
 
 def test_a_small_gap_is_fetched_for_nothing_and_a_large_one_is_not(web: Web) -> None:
-    near = [Piece(0, 1000), Piece(1000 + 16 * 1024, 1000)]
-    far = [Piece(500_000, 1000), Piece(501_000 + 16 * 1024 + 1, 1000)]
+    near = [Piece(0, 1000), Piece(1000 + 8 * 1024, 1000)]
+    far = [Piece(500_000, 1000), Piece(501_000 + 8 * 1024 + 1, 1000)]
     loading = download(web)
 
     fetch(loading, near + far)
 
-    assert web.ranges == [(0, 18_384), (500_000, 501_000), (517_385, 518_385)]
-    assert loading.network.fetched == 18_384 + 2000
+    assert web.ranges == [(0, 10_192), (500_000, 501_000), (509_193, 510_193)]
+    assert loading.network.fetched == 10_192 + 2000
 
 
 def test_a_request_has_an_end() -> None:

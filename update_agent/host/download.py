@@ -37,7 +37,7 @@ from update_agent.host.http import (
 _RUN = 8 * 2**20
 """Bytes asked for with one request: many, so that a request's cost is small against them."""
 
-_GAP = 16 * 1024
+_GAP = 8 * 1024
 """Bytes that are cheaper to fetch for nothing than to spare with a request more."""
 
 _LONGEST_PAUSE = 60.0
