@@ -5,6 +5,7 @@
 2  wrong usage
 3  a release or payload cannot be trusted or used (ReleaseError)
 4  the disk, network or system failed, or its state forbids it (HostError)
+  130  interrupted by Ctrl-C
 """
 
 import os
@@ -19,6 +20,10 @@ from update_agent.errors import UpdateAgentError
 EXIT_CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 the release or payload cannot be trusted or used;
 4 the disk, the network or the system failed, or its state forbids what was asked for"""
+
+
+INTERRUPTED = 130
+"""What shells report for a program that Ctrl-C ended."""
 
 
 class _Parser(ArgumentParser):
@@ -52,6 +57,9 @@ def run(command: ArgumentParser, argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head(1), has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(f"{command.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     else:
         return done
 
