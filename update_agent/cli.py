@@ -5,7 +5,7 @@
 2  wrong usage
 3  a release or payload cannot be trusted or used (ReleaseError)
 4  the disk, network or system failed, or its state forbids it (HostError)
-  130  interrupted by Ctrl-C
+130  interrupted by Ctrl-C
 """
 
 import os

@@ -147,7 +147,7 @@ def test_results_come_in_order_and_only_a_little_ahead(workers: Workers) -> None
 def test_no_thread_is_left_behind_after_a_failure() -> None:
     before = threading.active_count()
     with Workers(3) as failing:
-        for _ in range(5):
+        for _ in range(3):
             failing.put(lose)
         with pytest.raises(LostError):
             failing.drain()

@@ -40,7 +40,7 @@ _MARKER = b"UAPART\0\1"
 """Begins block 0 of a slot that is being written; the root hash of the new image follows."""
 
 _QUEUED = 1
-"""Batches that wait for each worker: enough to keep it busy, few to hold in memory."""
+"""Batches that wait for a worker. Few: they are memory, and fetched again after a kill."""
 
 _FLUSH = 64 * 2**20
 """Bytes after which what was written is flushed: the disk works while chunks are decoded, and what
@@ -67,7 +67,7 @@ class Workers:
     def put(self, work: Callable[[], object]) -> None:
         """Have ``work`` done soon; wait while there is too much. Raises what earlier work did."""
         with self._lock:
-            if len(self._running) >= self.count * (1 + _QUEUED):
+            if len(self._running) >= self.count + _QUEUED:
                 self._running.popleft().result()
             self._running.append(self._pool.submit(work))
 
@@ -81,7 +81,7 @@ class Workers:
         """Yield the results in order, working only a little ahead of whoever takes them."""
         ahead: deque[Future[Result]] = deque()
         for item in items:
-            if len(ahead) >= self.count * (1 + _QUEUED):
+            if len(ahead) >= self.count + _QUEUED:
                 yield ahead.popleft().result()
             ahead.append(self._pool.submit(function, item))
         while ahead:
