@@ -21,7 +21,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -61,21 +61,24 @@ class Workers:
     def __init__(self, count: int | None = None) -> None:
         self.count = count or cores()
         self._pool = ThreadPoolExecutor(self.count)
-        self._running: deque[Future[object]] = deque()
+        self._running: set[Future[object]] = set()
         self._lock = threading.Lock()
 
     def put(self, work: Callable[[], object]) -> None:
         """Have ``work`` done soon; wait while there is too much. Raises what earlier work did."""
         with self._lock:
-            if len(self._running) >= self.count + _QUEUED:
-                self._running.popleft().result()
-            self._running.append(self._pool.submit(work))
+            while len(self._running) >= self.count + _QUEUED:
+                done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+            self._running.add(self._pool.submit(work))
 
     def drain(self) -> None:
         """Wait until all work is done. Raises what any of it raised."""
         with self._lock:
-            while self._running:
-                self._running.popleft().result()
+            done, self._running = wait(self._running).done, set()
+            for future in done:
+                future.result()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the results in order, working only a little ahead of whoever takes them."""
