@@ -17,6 +17,7 @@ import errno
 import os
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -274,6 +275,29 @@ def tool(*command: str | Path, stdin: str = "") -> str:
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+_AS_NOBODY = """
+import os, sys
+import pyudev._ctypeslib.libudev
+from update_agent.ctl.main import main
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def as_nobody(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run ``update-agentctl`` without any privilege.
+
+    They are dropped once everything is loaded: a checkout may lie in a home that only its owner
+    may enter.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, *words],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
 
 
 @contextmanager
