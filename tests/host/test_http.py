@@ -1275,7 +1275,8 @@ def test_nothing_is_delivered_once_a_fetch_has_failed(web: Web) -> None:
             raise DiskError("full")
         inside.set()
         assert outside.wait(ENOUGH)
-        time.sleep(0.05)  # the other thread has failed meanwhile
+        for other in set(fetchers()) - {threading.current_thread()}:
+            other.join(ENOUGH)  # it has failed then
         ended.append("delivered")
 
     with pytest.raises(DiskError):
@@ -1288,7 +1289,7 @@ def test_a_deadline_waits_for_what_is_being_delivered(web: Web) -> None:
     ended: list[str] = []
 
     def deliver(_span: Piece, _data: bytearray) -> None:
-        time.sleep(0.3)
+        time.sleep(0.3)  # a disk that is slower than the deadline
         ended.append("delivered")
 
     with pytest.raises(DeadlineError):
