@@ -265,6 +265,11 @@ class Batch:
     blob_offset: int
     blob_length: int
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of its chunks."""
+        return range(self.first, self.last + 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:

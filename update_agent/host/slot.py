@@ -249,6 +249,7 @@ class SlotWriter:
         self._undone = Undone()
         self._checksums: dict[int, tuple[int, int, range]] = {}  # offset: length, XXH3, chunks
         self._first_block = b""
+        self._marker = (_MARKER + plan.index.root_hash).ljust(BLOCK, b"\0")
         size = plan.index.image_size
         if size > device.size:
             raise HostError(
@@ -259,7 +260,7 @@ class SlotWriter:
     def begin(self) -> None:
         """Make the slot unbootable, durably. Must come before the first ``put``."""
         with _explained(self._device):
-            self._store_first_block(_MARKER + self._plan.index.root_hash)
+            self._store_first_block(self._marker)
 
     def put(self, batch: Batch, stored: bytes | bytearray = b"") -> None:
         """Write ``batch``, of which ``stored`` are the stored bytes; wait while much is under way.
@@ -312,7 +313,7 @@ class SlotWriter:
 
     def _write(self, batch: Batch, stored: memoryview) -> None:
         data = _buffer(batch.length)
-        numbers = range(batch.first, batch.last + 1)
+        numbers = batch.numbers
         refused: set[int] = set()
         rotten: set[int] = set()
         at = 0
@@ -334,7 +335,7 @@ class SlotWriter:
             return
         if batch.offset == 0:
             self._first_block = bytes(data[:BLOCK])
-            data[:BLOCK] = _padded(_MARKER + self._plan.index.root_hash)
+            data[:BLOCK] = self._marker
         self._device.write(data, batch.offset)
         checksum = xxhash.xxh3_64_intdigest(data)
         with self._lock:
@@ -429,15 +430,11 @@ class SlotWriter:
 
     def _store_first_block(self, content: bytes) -> None:
         block = aligned(BLOCK)
-        block[:] = _padded(content)
+        block[:] = content
         self._device.write(block, 0)
         self._device.flush()
         if self._device.read(0, BLOCK) != bytes(block):
             raise HostError(f"{self._device.path} does not hold the first block that was written")
-
-
-def _padded(content: bytes) -> bytes:
-    return content.ljust(BLOCK, b"\0")
 
 
 # What each thread keeps for itself ---------------------------------------------------------------

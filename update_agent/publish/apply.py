@@ -203,7 +203,7 @@ def _write(
         undone = writer.settle()
         steps.done("write")
         if undone.refused:
-            blob.distrust([it for it in batches if not undone.refused.isdisjoint(_numbers(it))])
+            blob.distrust([it for it in batches if not undone.refused.isdisjoint(it.numbers)])
         if undone.rotten:
             plan = plan.fetching_instead(undone.rotten)
             writer.follow(plan)
@@ -222,10 +222,6 @@ def _peak_memory() -> int:
     """Return our own peak, which getrusage(2) does not: it counts whoever started us as well."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
-
-
-def _numbers(batch: Batch) -> range:
-    return range(batch.first, batch.last + 1)
 
 
 def _gave_up(target: Device, undone: slot.Undone) -> Exception:
