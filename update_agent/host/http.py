@@ -76,7 +76,11 @@ class GarbledError(HttpError):
 
 
 class StatusError(HttpError):
-    """The server answered, but with another status than wanted."""
+    """The server answered, but with another ``status`` than wanted."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RangeIgnoredError(HttpError):
@@ -300,7 +304,7 @@ def want_status(url: str, answer: requests.Response, wanted: int) -> None:
     """Raise StatusError unless ``answer`` has the ``wanted`` status."""
     if answer.status_code != wanted:
         found = f"{answer.status_code} {quoted(answer.reason or '')}".rstrip()
-        raise StatusError(f"{url} answers {found}, wanted {wanted}")
+        raise StatusError(f"{url} answers {found}, wanted {wanted}", status=answer.status_code)
 
 
 def content_length(answer: requests.Response) -> int | None:

@@ -41,6 +41,34 @@ class Blob(Protocol):
         ...
 
 
+class FileBlob:
+    """A blob in a file; ``took`` is told how many bytes were read."""
+
+    def __init__(
+        self, device: Device, index: Index, took: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._device = device
+        self._took = took
+        if device.size != index.blob_size:
+            raise ReleaseError(
+                f"{device.path} has {device.size} bytes, its index says {index.blob_size}",
+                hint="index and blob don't belong together, or are not wholly copied",
+            )
+
+    def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
+        """Call ``deliver`` for each span, in order."""
+        for span in spans:
+            try:
+                data = self._device.read(span.blob_offset, span.blob_length)
+            except OSError as error:
+                raise HostError(f"cannot read {self._device.path}: {error.strerror}") from error
+            self._took(len(data))
+            deliver(span, bytearray(data))
+
+    def distrust(self, spans: Sequence[Batch]) -> None:
+        """There is no elsewhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A payload's index, and a way to its blob."""

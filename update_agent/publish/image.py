@@ -6,14 +6,14 @@ import math
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from update_agent import cli
 from update_agent.core import payload
-from update_agent.core.payload import Batch, Index, PayloadError, Totals
+from update_agent.core.payload import Index, PayloadError, Totals
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host.device import Device, open_device
 from update_agent.host.download import Download, NoMirrorError
@@ -209,7 +209,7 @@ def _source(
         blob: applying.Blob = Download(network, urls, blob_size=index.blob_size)
     else:
         file = stack.enter_context(open_device(Path(_blob_name(where))))
-        blob = _FileBlob(network, file, index)
+        blob = applying.FileBlob(file, index, network.took)
     return Source(name=where, index=index, blob=blob)
 
 
@@ -254,31 +254,6 @@ def _check_alike(first: Source, second: Source) -> None:
             f" {second.name} the one with {second.index.root_hash.hex()}",
             hint="--full is the full payload of the same image",
         )
-
-
-class _FileBlob:
-    """A blob in a file."""
-
-    def __init__(self, network: Network, device: Device, index: Index) -> None:
-        self._network = network
-        self._device = device
-        if device.size != index.blob_size:
-            raise ReleaseError(
-                f"{device.path} has {device.size} bytes, its index says {index.blob_size}",
-                hint="index and blob don't belong together, or are not wholly copied",
-            )
-
-    def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
-        for span in spans:
-            try:
-                data = self._device.read(span.blob_offset, span.blob_length)
-            except OSError as error:
-                raise HostError(f"cannot read {self._device.path}: {error.strerror}") from error
-            self._network.took(len(data))
-            deliver(span, bytearray(data))
-
-    def distrust(self, spans: Sequence[Batch]) -> None:
-        """There is no elsewhere."""
 
 
 class _Bar:

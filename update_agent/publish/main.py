@@ -1,4 +1,4 @@
-"""``update-publish``: what the release team does with images."""
+"""``update-publish``: what the release team and operators do with images, releases and channels."""
 
 import json
 import sys
@@ -10,24 +10,35 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from update_agent import cli
-from update_agent.publish import payload
+from update_agent.publish import cli_channel, cli_release, cli_repository, payload
 
 _EPILOG = """\
-examples:
-  update-publish payload v2.img --output repository/         a full payload
-  update-publish payload v2.img --from v1.img --output ...   for hosts that run v1
+from nothing to a release on its way (the order of a first day):
+  update-publish init --repository www --keys offline --online-keys online
+  update-publish release add v1.img --product os --version 1.0.0 --repository www ...
+  update-publish channel create stable --product os ...
+  update-publish channel promote stable 1.0.0 --wave 1%:1h --wave 10%:4h --wave 100%:1d ...
+  update-publish channel pause stable --reason "hosts in rack 7 don't come back" ...
+  update-publish refresh ...                                 every day
+  update-publish verify ...                                  before and after
 
-'update-agent-image seal' makes images, 'update-agent-image apply' tries a payload out."""
+www can be served by any web server. 'update-agent-image seal' makes images, 'update-agentctl offer'
+shows what a host would be offered."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser("update-publish", "Publish releases.", _EPILOG)
+    command = cli.parser("update-publish", "Publish releases, and steer who gets them.", _EPILOG)
     verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    cli_repository.add_verbs(verbs)
+    cli_release.add_verbs(verbs.add_parser("release", help="add, list, show, withdraw releases"))
+    cli_channel.add_verbs(
+        verbs.add_parser("channel", help="create, promote, pause, resume, simulate channels")
+    )
     _add_payload(
         verbs.add_parser(
             "payload",
-            help="make a full or a delta payload of a slot image",
+            help="make a full or a delta payload of a slot image, without a repository",
             description="Make the payload of a slot image: an index and a blob. With --from, one "
             "that only hosts with that image in their booted slot can use, and that is smaller.",
         )

@@ -1,0 +1,149 @@
+"""JSON that comes from outside: checked once, at this door, and a value of ours from there on.
+
+What is refused before anything looks at the content: too many bytes, too deep, a key twice, NaN,
+numbers that are no integers or need more than 64 bits. Then the shape: every field of the type that
+the dataclass states, no bool for an integer, every ``__post_init__`` content. Fields that are not
+known are ignored, so that a newer publisher may add some; one that older agents must not ignore
+comes with a new ``format`` number.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import msgspec
+
+from update_agent.core.version import Version
+from update_agent.errors import ReleaseError
+
+MAX_DEPTH = 16
+MAX_SIZE = 1_000_000
+"""Bytes of the largest document when nothing smaller is said."""
+
+T = TypeVar("T")
+
+Format = Literal[1]
+"""Which set of rules a document follows."""
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z")]
+"""Of a product, channel or architecture: safe as a part of a path, a URL, a key, a label."""
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+"""For people."""
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class DocumentError(ReleaseError):
+    """A document is not what it should be: says which one, where in it, found and wanted."""
+
+
+def parse(data: bytes, what: str, *, max_size: int = MAX_SIZE) -> object:
+    """Return what the JSON in ``data`` says, if it says it plainly. Raises DocumentError."""
+    if len(data) > max_size:
+        raise DocumentError(f"{what} has {len(data)} bytes, wanted at most {max_size}")
+    try:
+        value: object = json.loads(
+            data.decode(),
+            object_pairs_hook=_object,
+            parse_float=_no_integer,
+            parse_constant=_no_integer,
+            parse_int=_integer,
+        )
+    except RecursionError as error:
+        raise _too_deep(what) from error
+    except ValueError as error:
+        raise DocumentError(f"{what} is no plain JSON: {_short(str(error))}") from error
+    _check_depth(value, what)
+    return value
+
+
+def decode(data: bytes, kind: type[T], what: str, *, max_size: int = MAX_SIZE) -> T:
+    """Return the ``kind`` that the JSON in ``data`` describes. Raises DocumentError."""
+    value = parse(data, what, max_size=max_size)
+    try:
+        return msgspec.convert(value, kind, dec_hook=_read)
+    except msgspec.ValidationError as error:
+        raise DocumentError(f"{what}: {_short(str(error))}") from error
+
+
+def encode(value: object) -> bytes:
+    """Return ``value``, a dataclass, as JSON: the same bytes for the same value, fit to be read."""
+    plain = msgspec.to_builtins(value, enc_hook=_written)
+    return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signed:
+    version: Annotated[int, msgspec.Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Envelope:
+    signed: _Signed
+
+
+def check_metadata(data: bytes, what: str, *, max_size: int) -> None:
+    """Refuse TUF metadata that is not plain, before a library reads it. Raises DocumentError."""
+    decode(data, _Envelope, what, max_size=max_size)
+
+
+def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > len(str(2**63)) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"number {_short(text)} needs more than 64 bits")
+    return int(text)
+
+
+def _no_integer(text: str) -> NoReturn:
+    raise ValueError(f"number {_short(text)} is no integer")
+
+
+def _check_depth(value: object, what: str) -> None:
+    """Walk down a level at a time, so that depth costs no stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    raise _too_deep(what)
+
+
+def _inside(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _too_deep(what: str) -> DocumentError:
+    return DocumentError(f"{what} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _read(kind: type, value: object) -> object:
+    """Make what msgspec doesn't know. Errors of this become part of its own."""
+    if kind is not Version or not isinstance(value, str):
+        raise TypeError(f"expected {kind.__name__}")
+    try:
+        return Version(value)
+    except ReleaseError as error:
+        raise ValueError(str(error)) from error
+
+
+def _written(value: object) -> object:
+    if isinstance(value, Version):
+        return value.text
+    raise TypeError(f"cannot write {value!r}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."  # noqa: PLR2004

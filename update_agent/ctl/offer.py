@@ -1,0 +1,167 @@
+"""``update-agentctl offer``: what this host would install now, without a daemon."""
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from update_agent.core import release
+from update_agent.core.reason import Wait
+from update_agent.core.release import Host, Release
+from update_agent.core.rollout import RING, place
+from update_agent.core.version import Version, VersionError
+from update_agent.errors import HostError
+from update_agent.host import identity
+from update_agent.host.http import Limits, Network, Way
+from update_agent.host.trust import TrustedRepository
+
+ROOT = Path("/usr/share/update-agent/root.json")
+STATE = Path("/var/lib/update-agent/trust")
+_DEADLINE = 300.0
+"""Seconds for everything together; it is a few kilobytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """The answer: a release, or why there is none; and how new what it follows from is."""
+
+    release: Release | None
+    wait: Wait | None
+    place: int | None
+    time: datetime
+
+
+def add_options(verb: ArgumentParser) -> None:
+    """Add the options of ``offer``."""
+    verb.add_argument("--repository", action="append", required=True, metavar="URL",
+                      help="where the repository is; mirrors by repeating")  # fmt: skip
+    verb.add_argument("--root", type=Path, default=ROOT, metavar="FILE",
+                      help="the trusted root (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--channel", default="stable", metavar="NAME",
+                      help="(default: %(default)s)")  # fmt: skip
+    verb.add_argument("--state", type=Path, default=STATE, metavar="FOLDER",
+                      help="what the host remembers, so that nobody can offer it the past "
+                      "(default: %(default)s)")  # fmt: skip
+    verb.add_argument("--product", metavar="NAME", help="(default: IMAGE_ID in os-release)")
+    verb.add_argument("--version", type=_version, metavar="VERSION",
+                      help="what runs (default: IMAGE_VERSION in os-release)")  # fmt: skip
+    verb.add_argument("--architecture", default=identity.architecture(), metavar="NAME",
+                      help="(default: %(default)s)")  # fmt: skip
+    verb.add_argument("--machine-id", metavar="ID", help="(default: /etc/machine-id)")
+    verb.add_argument("--force", action="store_true", help="as if somebody here wants it now: past "
+                      "the waves; never past signatures, a pause or a quarantine")  # fmt: skip
+    verb.add_argument("--proxy", metavar="URL", help="fetch through this proxy")
+    verb.add_argument("--ca", metavar="FILE", help="certificates to accept for HTTPS")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.set_defaults(run=run)
+
+
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except VersionError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def run(options: Namespace) -> int:
+    """Ask, and print the answer; no offer is an answer too."""
+    host = _host(options)
+    network = Network(Limits(deadline=_DEADLINE), Way(proxy=options.proxy, ca_file=options.ca))
+    with TrustedRepository(
+        options.repository,
+        trusted_root=options.root,
+        state=options.state,
+        network=network,
+        now=datetime.now(UTC),
+    ) as repository:
+        repository.refresh()
+        offer = ask(repository, host, options.channel)
+    if options.json:
+        print(json.dumps({**_plain(offer, host), "fetched_bytes": network.fetched}))
+    else:
+        print(_text(offer, host, options.channel))
+    return 0
+
+
+def ask(repository: TrustedRepository, host: Host, channel_name: str) -> Offer:
+    """Return what a refreshed ``repository`` has for ``host``. Raises ReleaseError, HostError."""
+    channel = repository.channel(channel_name)
+    if channel is None:
+        raise HostError(
+            f"the repository has no channel {channel_name}", hint="name another with --channel"
+        )
+    where = place(host.machine_id, host.product, channel.version) if channel.version else None
+    found, wait = None, None
+    answer = release.wanted(host, channel, repository.now)
+    if isinstance(answer, Wait):
+        wait = answer
+    else:
+        found = repository.release(host.product, answer)
+        wait = release.held_back(host, found) if found else release.withdrawn(channel, answer)
+    return Offer(release=None if wait else found, wait=wait, place=where, time=repository.now)
+
+
+def _host(options: Namespace) -> Host:
+    known = {} if options.product and options.version else identity.os_release()
+    product = options.product or known.get("IMAGE_ID")
+    version = options.version or Version.maybe(known.get("IMAGE_VERSION"))
+    if not product or not version:
+        raise HostError(
+            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
+            hint="say what to ask for, with --product and --version",
+        )
+    return Host(
+        product=product,
+        architecture=options.architecture,
+        version=version,
+        machine_id=options.machine_id or identity.machine_id(),
+        forced=options.force,
+    )
+
+
+def _plain(offer: Offer, host: Host) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "offer": None, "product": host.product, "running": str(host.version), "place": offer.place,
+        "reason": None, "time": f"{offer.time:%Y-%m-%dT%H:%M:%SZ}",
+    }  # fmt: skip
+    if offer.wait:
+        until = offer.wait.until
+        plain["reason"] = {
+            "code": offer.wait.reason, "sentence": offer.wait.sentence, "ends": offer.wait.ends,
+            "until": until and f"{until:%Y-%m-%dT%H:%M:%SZ}",
+        }  # fmt: skip
+    if offer.release:
+        plain["offer"] = {
+            "version": str(offer.release.version), "root_hash": offer.release.root_hash,
+            "image_bytes": offer.release.image_size,
+            "payloads": [
+                {"path": offer.release.index_path(it), "stored_bytes": it.stored_size,
+                 "from": it.source and str(it.source.version)}
+                for it in offer.release.payloads_for(host.version)
+            ],
+        }  # fmt: skip
+    return plain
+
+
+def _text(offer: Offer, host: Host, channel_name: str) -> str:
+    if offer.wait:
+        return (
+            f"no update for {host.product} {host.version} in channel {channel_name}"
+            f" ({offer.wait.reason}): {offer.wait.sentence}\n"
+            f"what would end it: {offer.wait.ends}"
+        )
+    if offer.release is None:
+        raise RuntimeError("an offer is a release or a reason")
+    where = f" (this host stands at {offer.place * 100 / RING:.4f} %)" if offer.place else ""
+    found = f"{host.product} {offer.release.version}"
+    lines = [
+        f"{found} for this host, which has {host.version}: channel {channel_name} offers it{where}"
+    ]
+    lines += [
+        f"  {f'delta from {it.source.version}' if it.source else 'full payload':22}"
+        f" {it.stored_size / 1e6:8.1f} MB at most  {offer.release.index_path(it)}"
+        for it in offer.release.payloads_for(host.version)
+    ]
+    return "\n".join(lines)

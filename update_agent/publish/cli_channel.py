@@ -1,0 +1,307 @@
+"""``update-publish channel``: create, promote, rollout, pause, resume, show and more."""
+
+import json
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from update_agent.core import document
+from update_agent.core.channel import Change, Channel
+from update_agent.core.rollout import EVERYONE_NOW, RING, Wave, percent, place
+from update_agent.errors import HostError
+from update_agent.publish import channels, verbs
+from update_agent.publish.repository import Repository
+
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%(?::([0-9smhdw]+))?(?:@\+([0-9smhdw]+))?")
+
+_WAVES = """\
+A wave is SHARE[:LENGTH][@+START]: up to this share of all hosts, evenly over the length (at once
+without one), beginning when the wave before it ends, or START after the rollout began:
+  --wave 1%:1h --wave 10%:4h --wave 100%:1d"""
+
+
+def add_verbs(verb: ArgumentParser) -> None:
+    """Add the verbs of this module."""
+    actions = verb.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(name: str, help_: str, run: Callable[[Namespace], int], description: str = "",
+            *, author: bool = True, reason: bool = False) -> ArgumentParser:  # fmt: skip
+        made = actions.add_parser(
+            name, help=help_, description=description or f"{help_[0].upper()}{help_[1:]}."
+        )
+        verbs.add_options(made, keys=author)
+        if name != "list":
+            made.add_argument("channel", type=verbs.name, metavar="CHANNEL")
+        if author:
+            verbs.add_author(made, reason=reason)
+        made.set_defaults(run=run)
+        return made
+
+    create = add("create", "make a channel that offers nothing yet", run_create)
+    create.add_argument("--product", type=verbs.name, required=True, metavar="NAME",
+                        help="of its hosts")  # fmt: skip
+    promote = add("promote", "offer a release, in waves", run_promote,
+                  f"Offer a release to the channel's hosts, from now on. {_WAVES}")  # fmt: skip
+    promote.add_argument("version", type=verbs.version, metavar="VERSION")
+    _add_waves(promote)
+    promote.add_argument("--downgrade-from", type=verbs.version, action="append", default=[],
+                         metavar="VERSION", help="hosts with this version go down to the one that "
+                         "is promoted; may be repeated")  # fmt: skip
+    rollout = add("rollout", "give the running rollout other waves", run_rollout,
+                  f"Give the running rollout other waves; its clock runs on. {_WAVES}")  # fmt: skip
+    _add_waves(rollout)
+    add("pause", "offer the release to no further host", run_pause,
+        "Offer the release to no further host. Hosts that were offered it go on.",
+        reason=True)  # fmt: skip
+    add("resume", "go on where the pause began", run_resume)
+    quarantine = add("quarantine", "let no further host install a version, forced or not",
+                     run_quarantine, reason=True)  # fmt: skip
+    quarantine.add_argument("version", type=verbs.version, metavar="VERSION")
+    quarantine.add_argument("--undo", action="store_true", help="take it out of quarantine")
+    floors = add("floors", "set the versions that no host passes by on its way up", run_floors)
+    floors.add_argument("versions", type=verbs.version, nargs="*", metavar="VERSION",
+                        help="all of them; none clears the list")  # fmt: skip
+    add("list", "show all channels", run_list, author=False)
+    add("show", "show a channel, its rollout and who changed it", run_show, author=False)
+    simulate = add("simulate", "show who would get what when", run_simulate,
+                   "Show when each host of a list is offered the release, if nothing changes.",
+                   author=False)  # fmt: skip
+    simulate.add_argument("--hosts", type=Path, required=True, metavar="FILE",
+                          help="machine ids, one a line; after it the host's name")  # fmt: skip
+
+
+def _add_waves(verb: ArgumentParser) -> None:
+    verb.add_argument("--wave", dest="waves", type=_wave, action="append", metavar="SHARE:LENGTH",
+                      help="may be repeated (default: everyone at once)")  # fmt: skip
+    verb.add_argument("--deadline", type=verbs.moment, metavar="TIME",
+                      help="when every host is offered it, whatever the waves say: 3d from now, or "
+                      "2026-12-01T08:00Z")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    share: int
+    length: timedelta
+    start: timedelta | None
+
+
+def _wave(text: str) -> _Wish:
+    found = _SHARE.fullmatch(text)
+    if not found:
+        raise ArgumentTypeError(f"{text!r} is no wave, wanted such as 10%:4h")
+    share = round(float(found[1]) * RING / 100)
+    if not 0 < share <= RING:
+        raise ArgumentTypeError(f"{found[1]} % is no share of hosts, wanted above 0, at most 100")
+    return _Wish(
+        share=share,
+        length=verbs.duration(found[2]) if found[2] else timedelta(0),
+        start=verbs.duration(found[3]) if found[3] else None,
+    )
+
+
+def waves(wishes: list[_Wish] | None) -> tuple[Wave, ...]:
+    """Return the waves that were asked for, each after the one before it."""
+    made: list[Wave] = []
+    for wish in wishes or []:
+        after = made[-1].opens + made[-1].length if made else 0
+        opens = after if wish.start is None else int(wish.start.total_seconds())
+        made.append(Wave(share=wish.share, opens=opens, length=int(wish.length.total_seconds())))
+    return tuple(made) or EVERYONE_NOW
+
+
+# Edits -------------------------------------------------------------------------------------------
+
+
+def run_create(options: Namespace) -> int:
+    """Make a channel."""
+    repository = verbs.opened(options)
+    made = channels.create(
+        repository, options.channel, options.product, _change(options, repository, "created")
+    )
+    plain = verbs.committed_plain(made)
+    verbs.show(options, plain, verbs.committed_text(repository, made))
+    return 0
+
+
+def run_promote(options: Namespace) -> int:
+    """Offer a release."""
+    repository = verbs.opened(options)
+    product = channels.find(repository, options.channel).product
+    channels.want_release(repository, product, options.version)
+    change = _change(options, repository, f"promoted {options.version}")
+    return _edit(options, repository, lambda it: it.promote(
+        options.version, change, waves=waves(options.waves), deadline=options.deadline,
+        downgrade_from=options.downgrade_from,
+    ))  # fmt: skip
+
+
+def run_rollout(options: Namespace) -> int:
+    """Give a rollout other waves."""
+    repository = verbs.opened(options)
+    change = _change(options, repository, "changed waves")
+    return _edit(options, repository, lambda it: it.reschedule(
+        change, waves=waves(options.waves), deadline=options.deadline
+    ))  # fmt: skip
+
+
+def run_pause(options: Namespace) -> int:
+    """Offer the release to no further host."""
+    repository = verbs.opened(options)
+    change = _change(options, repository, "paused")
+    return _edit(options, repository, lambda it: it.pause(change))
+
+
+def run_resume(options: Namespace) -> int:
+    """Go on where the pause began."""
+    repository = verbs.opened(options)
+    change = _change(options, repository, "resumed")
+    return _edit(options, repository, lambda it: it.resume(change))
+
+
+def run_quarantine(options: Namespace) -> int:
+    """Let no further host install a version, or let them again."""
+    repository, version = verbs.opened(options), options.version
+    if options.undo:
+        change = _change(options, repository, f"released {version} from quarantine")
+        return _edit(options, repository, lambda it: it.release_from_quarantine(version, change))
+    change = _change(options, repository, f"quarantined {version}")
+    return _edit(options, repository, lambda it: it.quarantine(version, change))
+
+
+def run_floors(options: Namespace) -> int:
+    """Set the floors."""
+    repository = verbs.opened(options)
+    product = channels.find(repository, options.channel).product
+    for version in options.versions:
+        channels.want_release(repository, product, version)
+    change = _change(options, repository, f"floors {' '.join(map(str, options.versions)) or '-'}")
+    return _edit(options, repository, lambda it: it.set_floors(options.versions, change))
+
+
+def _change(options: Namespace, repository: Repository, what: str) -> Change:
+    return Change(
+        time=repository.now, author=options.author[:500], what=what[:500],
+        reason=options.reason[:500],
+    )  # fmt: skip
+
+
+def _edit(options: Namespace, repository: Repository, edit: Callable[[Channel], Channel]) -> int:
+    try:
+        before, after, committed = channels.edit(repository, options.channel, edit)
+    except ValueError as error:
+        raise HostError(f"channel {options.channel}: {error}") from error
+    changed = "" if after != before else f"channel {after.channel} is so already\n"
+    text = f"{changed}{_text(after, repository.now)}\n"
+    plain = {**_plain(after), "changed": after != before, **verbs.committed_plain(committed)}
+    verbs.show(options, plain, text + verbs.committed_text(repository, committed))
+    return 0
+
+
+# Looks -------------------------------------------------------------------------------------------
+
+
+def run_list(options: Namespace) -> int:
+    """Show all channels."""
+    repository = verbs.opened(options)
+    found = channels.listed(repository)
+    lines = [_line(it, repository.now) for it in found] or ["no channels yet"]
+    verbs.show(options, [_plain(it) for it in found], "\n".join(lines))
+    return 0
+
+
+def run_show(options: Namespace) -> int:
+    """Show a channel."""
+    repository = verbs.opened(options)
+    found = channels.find(repository, options.channel)
+    verbs.show(options, _plain(found), _text(found, repository.now))
+    return 0
+
+
+def run_simulate(options: Namespace) -> int:
+    """Show when each host is offered the release."""
+    repository = verbs.opened(options)
+    found = channels.find(repository, options.channel)
+    if found.rollout is None or found.version is None:
+        raise HostError(f"channel {found.channel} offers nothing yet", hint="promote a version")
+    rows = sorted(_simulated(found, options.hosts, repository.now), key=lambda it: it["place"])
+    lines = [f"channel {found.channel} offers {found.version} to:"]
+    lines += [f"{it['place'] * 100 / RING:8.4f} %  {it['when']:20}  {it['host']}" for it in rows]
+    verbs.show(options, rows, "\n".join(lines))
+    return 0
+
+
+def _simulated(found: Channel, hosts: Path, now: datetime) -> Iterator[dict[str, Any]]:
+    if found.rollout is None or found.version is None:
+        return
+    try:
+        lines = hosts.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HostError(f"cannot read {hosts}: {error}") from error
+    for line in lines:
+        machine_id, _, name = line.strip().partition(" ")
+        if not machine_id or machine_id.startswith("#"):
+            continue
+        where = place(machine_id, found.product, found.version)
+        time = found.rollout.opens_at(where)
+        is_open = found.rollout.is_open(where, now)
+        when = "now" if is_open else f"{time:%Y-%m-%d %H:%M:%S}" if time else (
+            "paused" if found.rollout.paused else "never")  # fmt: skip
+        yield {
+            "host": name.strip() or machine_id, "machine_id": machine_id, "place": where,
+            "open": is_open, "when": when,
+        }  # fmt: skip
+
+
+def _plain(found: Channel) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(document.encode(found))
+    return plain
+
+
+def _line(found: Channel, now: datetime) -> str:
+    if found.rollout is None:
+        return f"{found.channel} ({found.product}) offers nothing yet"
+    paused = f", paused: {found.rollout.paused.reason}" if found.rollout.paused else ""
+    return (
+        f"{found.channel} ({found.product}) offers {found.version} to"
+        f" {percent(found.rollout.share(now))} of the hosts{paused}"
+    )
+
+
+def _text(found: Channel, now: datetime) -> str:
+    lines = [_line(found, now)]
+    if found.rollout:
+        lines += _rollout_lines(found, now)
+    for what, versions in (("floors", found.floors), ("quarantined", found.quarantined),
+                           ("downgrade from", found.downgrade_from)):  # fmt: skip
+        if versions:
+            lines.append(f"  {what}: {', '.join(map(str, versions))}")
+    lines.append("  changes:")
+    lines += [
+        f"    {it.time:%Y-%m-%d %H:%M} {it.author} {it.what}{f': {it.reason}' if it.reason else ''}"
+        for it in found.changes
+    ]
+    return "\n".join(lines)
+
+
+def _rollout_lines(found: Channel, now: datetime) -> Iterator[str]:
+    rollout = found.rollout
+    if rollout is None:
+        return
+    since = rollout.started + timedelta(seconds=rollout.held)
+    if rollout.paused:
+        pause = rollout.paused
+        yield f"  paused since {pause.since:%Y-%m-%d %H:%M} by {pause.author}: {pause.reason}"
+        since += max(timedelta(0), now - pause.since)
+    for wave in rollout.waves:
+        opens = since + timedelta(seconds=wave.opens)
+        ends = opens + timedelta(seconds=wave.length)
+        yield (
+            f"  up to {percent(wave.share):>9}: {opens:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M}"
+            f"{' if it went on now' if rollout.paused else ''}"
+        )
+    if rollout.deadline:
+        yield f"  everyone from {rollout.deadline.astimezone(UTC):%Y-%m-%d %H:%M} on"
