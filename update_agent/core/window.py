@@ -11,19 +11,17 @@ that begins in the hour that comes twice, the first time.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from update_agent.core import units
 from update_agent.errors import HostError
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MAX_LENGTH = timedelta(days=7)
-_UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 _TEXT = re.compile(
     r"(?:(?P<days>[A-Za-z.,]+) +)?(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})"
-    r" +\+(?P<length>(?:[0-9]{1,5}[mhd])+)(?: +(?P<zone>[A-Za-z0-9_+/-]+))?"
+    r" +\+(?P<length>(?:[0-9]{1,6}[mhd])+)(?: +(?P<zone>[A-Za-z0-9_+/-]+))?"
 )
 
 
@@ -31,43 +29,47 @@ class WindowError(HostError):
     """A text is no reboot window."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """One window: weekdays (0 is Monday), local time of its beginning, length, zone."""
+    """One window, immutable. ``Window(text)`` raises WindowError for a text that is none."""
 
-    days: frozenset[int]
-    start: time
-    length: timedelta
-    zone: ZoneInfo
+    __slots__ = ("_days", "_start", "_zone", "length", "text")
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the window that ``text`` describes. Raises WindowError."""
-        found = _TEXT.fullmatch(text.strip())
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        found = _TEXT.fullmatch(self.text)
         if not found:
             raise _no_window(text, "wanted such as 'Mon..Fri 02:00 +2h Europe/Berlin'")
+        self._days = _days(found["days"], text)
         try:
-            start = time(int(found["hour"]), int(found["minute"]))
-            zone = ZoneInfo(found["zone"] or "UTC")
+            self._start = time(int(found["hour"]), int(found["minute"]))
+            self._zone = ZoneInfo(found["zone"] or "UTC")
         except ZoneInfoNotFoundError as error:
             raise _no_window(text, f"there is no time zone {found['zone']}") from error
         except ValueError as error:
             raise _no_window(text, str(error)) from error
-        length = _length(found["length"])
-        if not timedelta(0) < length <= MAX_LENGTH:
+        self.length = units.duration(found["length"])
+        if not timedelta(0) < self.length <= MAX_LENGTH:
             raise _no_window(text, "its length is above 0 and at most 7d")
-        return cls(days=_days(found["days"], text), start=start, length=length, zone=zone)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Window) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Window({self.text!r})"
 
     def beginnings(self, around: datetime) -> Iterator[datetime]:
         """Yield in UTC when the window begins, from a week before ``around`` to a week after."""
-        today = around.astimezone(self.zone).date()
+        today = around.astimezone(self._zone).date()
         for day in range(-8, 9):
             local = today + timedelta(days=day)
-            if local.weekday() in self.days:
+            if local.weekday() in self._days:
                 yield self._beginning(local)
 
     def _beginning(self, day: date) -> datetime:
-        return datetime.combine(day, self.start, self.zone).astimezone(UTC)
+        return datetime.combine(day, self._start, self._zone).astimezone(UTC)
 
 
 def closes(windows: Sequence[Window], now: datetime) -> datetime | None:
@@ -87,11 +89,6 @@ def opens(windows: Iterable[Window], now: datetime) -> datetime | None:
         (begin for window in windows for begin in window.beginnings(now) if begin > now),
         default=None,
     )
-
-
-def _length(text: str) -> timedelta:
-    parts = re.findall(r"([0-9]+)([mhd])", text)
-    return timedelta(minutes=sum(int(number) * _UNITS[unit] for number, unit in parts))
 
 
 def _days(text: str | None, whole: str) -> frozenset[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from update_agent import cli
-from update_agent.ctl import offer, slots
+from update_agent.ctl import config, offer, slots
 
 _EPILOG = """\
 examples:
@@ -32,6 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Ask a repository, as the daemon would: verify what it says, decide by the "
             "channel's rollout, and show the release with what would be fetched, or the reason why "
             "there is none. Installs nothing.",
+        )
+    )
+    config.add_options(
+        verbs.add_parser(
+            "config",
+            help="show all settings and where each comes from",
+            description="Show every setting with its value and the file that says so, or the "
+            "first that cannot be used, with the file to mend.",
         )
     )
     return cli.run(command, argv)

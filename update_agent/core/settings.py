@@ -1,0 +1,243 @@
+"""Settings: from fragments, in which they are written, to values that are checked.
+
+A fragment is what one file says. Fragments are laid over one another, a later one winning setting
+by setting, and each value keeps the name of the file that it came from; so an error names the file
+to mend, and ``update-agentctl config`` can say where a value comes from. Unknown names are errors:
+a misspelled limit is no limit.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from update_agent.core import units
+from update_agent.core.document import Name
+from update_agent.core.window import Window
+from update_agent.errors import HostError, UpdateAgentError
+
+DEFAULT = "default"
+"""Where a value comes from that no file sets."""
+
+
+class SettingError(HostError):
+    """A setting cannot be used: says which, from which file, found and wanted."""
+
+
+class Strategy(StrEnum):
+    """When a host boots what it has installed."""
+
+    OFF = "off"
+    """When somebody reboots it."""
+    IMMEDIATE = "immediate"
+    """As soon as a window is open."""
+    LOCK = "lock"
+    """As soon as a window is open and the cluster gives it a reboot slot."""
+
+
+class Bytes(int):
+    """An amount of bytes, written as ``20M``."""
+
+
+class Duration(timedelta):
+    """A length of time, written as ``30m``."""
+
+
+def _minutes(number: int) -> Duration:
+    return Duration(minutes=number)
+
+
+_FLOOR = Bytes(4_000_000)
+
+Url = Annotated[str, Meta(pattern=r"\Ahttps?://[^\s]+\Z", max_length=500)]
+Path = Annotated[str, Meta(pattern=r"\A/", max_length=500)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What to follow."""
+
+    repository: tuple[Url, ...] = ()
+    """Mirrors of one another, the first preferred. None: this host is not updated."""
+    channel: Name = "stable"
+    root: Path = "/usr/share/update-agent/root.json"
+    interval: Duration = field(default_factory=lambda: _minutes(45))
+    """Between two checks, give or take a third of it."""
+    automatic: bool = True
+    """Install what is offered; else only when somebody says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How to fetch."""
+
+    proxy: Url | None = None
+    ca: Path | None = None
+    rate: Bytes | None = None
+    """Bytes a second at most."""
+    deadline: Duration = field(default_factory=lambda: _minutes(6 * 60))
+    """For a whole download."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reboot:
+    """When to reboot."""
+
+    strategy: Strategy = Strategy.OFF
+    windows: tuple[Window, ...] = ()
+    """None: always."""
+    drain: Duration = field(default_factory=lambda: _minutes(5))
+    """How long the programs in pre-reboot.d may take, all together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How a new release proves itself."""
+
+    deadline: Duration = field(default_factory=lambda: _minutes(15))
+    """After boot; a trial that is not confirmed by then falls back."""
+    soak: Duration = field(default_factory=lambda: _minutes(1))
+    """How long it must stay healthy before it is confirmed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an update may take of the host."""
+
+    floor: Bytes = _FLOOR
+    """Bytes a second of the disk that it gets however busy the host is."""
+    ceiling: Bytes | None = None
+    """Bytes a second at most; none on an idle host."""
+    pressure: Annotated[int, Meta(ge=1, le=100)] = 10
+    """Percent of the time that others may stall for the disk before an update gives way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, checked."""
+
+    update: Update = field(default_factory=Update)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    reboot: Reboot = field(default_factory=Reboot)
+    trial: Trial = field(default_factory=Trial)
+    limits: Limits = field(default_factory=Limits)
+
+
+_SECTIONS: Mapping[str, Any] = {
+    "update": Update,
+    "network": NetworkSettings,
+    "reboot": Reboot,
+    "trial": Trial,
+    "limits": Limits,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """What one file says."""
+
+    origin: str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """All fragments laid over one another: values, and where each comes from."""
+
+    values: Mapping[str, Mapping[str, Any]]
+    origins: Mapping[tuple[str, str], str]
+
+
+def merge(fragments: Iterable[Fragment]) -> Inputs:
+    """Lay ``fragments`` over one another, the last one on top. Raises SettingError."""
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[tuple[str, str], str] = {}
+    for fragment in fragments:
+        for section, content in fragment.content.items():
+            _want_known(section, _SECTIONS, f"section [{section}]", fragment.origin)
+            if not isinstance(content, Mapping):
+                raise SettingError(f"{fragment.origin}: {section} is a value, wanted [{section}]")
+            for name, value in content.items():
+                known = [it.name for it in fields(_SECTIONS[section])]
+                _want_known(name, known, f"{section}.{name}", fragment.origin)
+                values.setdefault(section, {})[name] = value
+                origins[section, name] = fragment.origin
+    return Inputs(values=values, origins=origins)
+
+
+def check(inputs: Inputs) -> Settings:
+    """Return the settings that ``inputs`` say. Raises SettingError, which names the file."""
+    sections: dict[str, Any] = {}
+    for section, kind in _SECTIONS.items():
+        content = inputs.values.get(section, {})
+        for name, value in content.items():  # one by one: an error names its file
+            _convert({name: value}, kind, inputs.origins[section, name], section)
+        sections[section] = _convert(content, kind, DEFAULT, section)
+    return Settings(**sections)
+
+
+def listed(settings: Settings, inputs: Inputs) -> list[tuple[str, str, str]]:
+    """Return (name, value as it is written, origin) of every setting."""
+    found = []
+    for section in fields(settings):
+        part = getattr(settings, section.name)
+        for one in fields(part):
+            origin = inputs.origins.get((section.name, one.name), DEFAULT)
+            found.append((f"{section.name}.{one.name}", text(getattr(part, one.name)), origin))
+    return found
+
+
+def text(value: object) -> str:
+    """Return a setting's value as one would write it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return "[" + ", ".join(text(it) for it in value) + "]"
+        case timedelta():
+            return units.duration_text(value)
+        case Window():
+            return value.text
+        case _:
+            return str(value)
+
+
+def _want_known(name: str, known: Iterable[str], what: str, origin: str) -> None:
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        raise SettingError(
+            f"{origin}: there is no {what}",
+            hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}",
+        )
+
+
+def _convert(content: Mapping[str, Any], kind: Any, origin: str, section: str) -> Any:  # noqa: ANN401
+    """Return the section's value, a ``kind``."""
+    try:
+        return msgspec.convert(content, kind, dec_hook=_read)
+    except msgspec.ValidationError as error:
+        why, _, _ = str(error).partition(" - at `")
+        raise SettingError(f"{origin}: {section}.{', '.join(content)}: {why}") from error
+
+
+def _read(kind: type, value: object) -> object:
+    readers = {Bytes: units.size, Duration: units.duration, Window: Window}
+    if kind not in readers:
+        raise TypeError(f"expected {kind.__name__}")
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    try:
+        found = readers[kind](value)
+    except UpdateAgentError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(found, timedelta):
+        return Duration(seconds=found.total_seconds())
+    return Bytes(found) if isinstance(found, int) else found
