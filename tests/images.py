@@ -17,8 +17,8 @@ import pytest
 from update_agent.core import payload
 from update_agent.core.payload import Batch, Index, Totals
 from update_agent.host.device import Device
-from update_agent.publish.apply import Report, Source
-from update_agent.publish.apply import install as apply_install
+from update_agent.host.install import Report, Source
+from update_agent.host.install import install as apply_install
 from update_agent.publish.payload import Made, make
 from update_agent.publish.seal import seal
 

@@ -17,7 +17,7 @@ import pytest
 from tests.images import MARKER, Medium, Releases, install, medium, source_of
 from update_agent.core.chunking import BLOCK
 from update_agent.host.device import open_device
-from update_agent.publish.apply import Source
+from update_agent.host.install import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

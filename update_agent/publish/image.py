@@ -15,12 +15,12 @@ from update_agent import cli
 from update_agent.core import payload
 from update_agent.core.payload import Index, PayloadError, Totals
 from update_agent.errors import HostError, ReleaseError
+from update_agent.host import install as installing
 from update_agent.host.device import Device, open_device
 from update_agent.host.download import Download, NoMirrorError
 from update_agent.host.http import HttpError, Limits, Network, Way, get
-from update_agent.publish import apply as applying
+from update_agent.host.install import Report, Source
 from update_agent.publish import seal as sealing
-from update_agent.publish.apply import Report, Source
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -168,7 +168,7 @@ def apply(options: Namespace) -> int:
             _read(options.source_index), options.source_index
         )
         with _Bar(fetch_rate=fetch_rate, quiet=options.json) as bar:
-            report = applying.install(
+            report = installing.install(
                 target, sources, booted=booted, booted_index=booted_index, progress=bar
             )
     result = {**_as_json(report, network), "expected_seconds": round(bar.expected, 3)}
@@ -206,10 +206,10 @@ def _source(
     index = _decode(data, where)
     if remote:
         urls = [_blob_name(url) for url in (where, *mirrors)]
-        blob: applying.Blob = Download(network, urls, blob_size=index.blob_size)
+        blob: installing.Blob = Download(network, urls, blob_size=index.blob_size)
     else:
         file = stack.enter_context(open_device(Path(_blob_name(where))))
-        blob = applying.FileBlob(file, index, network.took)
+        blob = installing.FileBlob(file, index, network.took)
     return Source(name=where, index=index, blob=blob)
 
 
@@ -218,7 +218,7 @@ def _fetch(network: Network, urls: Sequence[str]) -> bytes:
     errors: list[HttpError] = []
     for url in urls:
         try:
-            return get(network, url, max_size=applying.MAX_INDEX)
+            return get(network, url, max_size=installing.MAX_INDEX)
         except HttpError as error:
             errors.append(error)
     if len(errors) == 1:

@@ -23,9 +23,8 @@ from update_agent.core.release import PayloadReference, Release, Source
 from update_agent.core.trust import RELEASES
 from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError
-from update_agent.host import files, slot
+from update_agent.host import files, install, slot
 from update_agent.host.device import open_device
-from update_agent.publish import apply
 from update_agent.publish import payload as making
 from update_agent.publish.repository import Committed, Repository, RepositoryError
 
@@ -261,11 +260,11 @@ class _Work:
             open_device(self.repository.folder / old.blob_path(old.full)) as blob,
             open_device(output, writable=True) as target,
         ):
-            source = apply.Source(
-                name=str(old.version), index=index, blob=apply.FileBlob(blob, index)
+            source = install.Source(
+                name=str(old.version), index=index, blob=install.FileBlob(blob, index)
             )
             shown = _Unpacking(self.progress)
-            apply.install(target, [source], booted=None, booted_index=None, progress=shown)
+            install.install(target, [source], booted=None, booted_index=None, progress=shown)
         return output
 
 
@@ -288,7 +287,7 @@ class _Unpacking:
         self._progress = progress
         self._done = 0
 
-    def planned(self, source: apply.Source, totals: payload.Totals) -> None:
+    def planned(self, source: install.Source, totals: payload.Totals) -> None:
         """Nothing to say."""
 
     def show(self, step: str, done: int, size: int) -> None:

@@ -30,7 +30,7 @@ from update_agent.core.slot_image import ImageError
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import slot
 from update_agent.host.device import open_device
-from update_agent.publish.apply import ROUNDS, Source
+from update_agent.host.install import ROUNDS, Source
 from update_agent.publish.payload import make
 
 

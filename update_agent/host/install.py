@@ -1,7 +1,8 @@
-"""Putting a payload into a slot by hand: for factories and recovery, without a daemon.
+"""How a payload comes into a slot: look, plan, take what is needed, write, verify.
 
-The same parts as in the daemon and the writer, in one process: fetch, plan, write, verify. It flips
-no boot flag and checks no signature; it says what it was told to trust.
+The writer and the hand tool, ``update-agent-image apply``, both work like this; where stored bytes
+come from is a ``Blob``. No boot flag is flipped and no signature is checked here: whoever calls has
+done that, or says what it was told to trust.
 """
 
 import re
