@@ -45,15 +45,27 @@ def test_a_record_comes_back_as_it_was_written() -> None:
     assert record.decode(document.encode(waiting), NOW) == (waiting, None)
 
 
-def test_the_age_of_a_state_goes_on_while_state_and_reason_stay() -> None:
+def test_the_age_of_a_reason_goes_on_through_checks_that_change_nothing() -> None:
     first = record.fresh(NOW).moved(State.WAITING, NOW, WAIT)
-    longer = first.moved(State.WAITING, LATER, replace(WAIT, sentence="still later"))
-    other = first.moved(State.WAITING, LATER, replace(WAIT, reason=Reason.PAUSED))
+    again = first.moved(State.CHECKING, LATER, None)
+    longer = again.moved(State.WAITING, LATER, replace(WAIT, sentence="still later"))
+    other = again.moved(State.WAITING, LATER, replace(WAIT, reason=Reason.PAUSED))
+    over = longer.moved(State.INSTALLING, LATER, None)
 
-    assert longer.since == NOW
+    assert again.wait == WAIT
+    assert (longer.wait_since, longer.since) == (NOW, LATER)
     assert longer.wait
     assert longer.wait.sentence == "still later"
-    assert other.since == LATER
+    assert other.wait_since == LATER
+    assert (over.wait, over.wait_since) == (None, None)
+
+
+def test_the_age_of_a_state_goes_on_while_it_stays() -> None:
+    first = record.fresh(NOW).moved(State.WAITING_TO_REBOOT, NOW, WAIT)
+    other = replace(WAIT, reason=Reason.WINDOW)
+
+    assert first.moved(State.WAITING_TO_REBOOT, LATER, other).since == NOW
+    assert first.moved(State.WAITING_TO_REBOOT, LATER, other).wait_since == LATER
 
 
 def test_an_attempt_that_ends_is_history() -> None:

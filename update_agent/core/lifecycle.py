@@ -116,7 +116,6 @@ TABLE: Mapping[tuple[State, Event], Step] = {
     (State.CHECKING, Event.NOTHING): Step(State.IDLE),
     (State.CHECKING, Event.HELD): Step(State.WAITING),
     (State.CHECKING, Event.OFFERED): Step(State.INSTALLING, (Effect.BEGIN, Effect.INSTALL)),
-    (State.CHECKING, Event.REFUSED): Step(State.FAILED),
     (State.CHECKING, Event.RESTARTED): _ASK,
     (State.CHECKING, Event.ON_TRIAL): Step(State.TRIAL),
     (State.WAITING, Event.CHECK): _ASK,

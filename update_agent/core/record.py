@@ -89,6 +89,8 @@ class Record:
     since: Time
     wait: Wait | None = None
     """Why nothing happens now, if something else would."""
+    wait_since: Time | None = None
+    """When this reason began to be one."""
     attempt: Attempt | None = None
     failed: Annotated[tuple[Version, ...], Meta(max_length=_FAILED)] = ()
     """Releases that did not come up here."""
@@ -102,9 +104,17 @@ class Record:
     """Checks and installations in a row that did not work out."""
 
     def moved(self, state: State, now: datetime, wait: Wait | None) -> "Record":
-        """Return this in another state; the age of one that stays, for the same reason, goes on."""
-        same = state is self.state and (wait and wait.reason) == (self.wait and self.wait.reason)
-        return replace(self, state=state, since=self.since if same else now, wait=wait)
+        """Return this in another state, which is as old as the state or the reason of before.
+
+        While the repository is asked again, what was waited for is still the reason.
+        """
+        if state is State.CHECKING:
+            wait = wait or self.wait
+        since = self.since if state is self.state else now
+        waits = self.wait_since if wait and self.wait and wait.reason is self.wait.reason else now
+        return replace(
+            self, state=state, since=since, wait=wait, wait_since=waits if wait else None
+        )
 
     def began(self, attempt: Attempt) -> "Record":
         """Return this with an attempt under way."""
