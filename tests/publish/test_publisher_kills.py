@@ -8,7 +8,8 @@ repository, old or new; and the same command again must end what was begun, with
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ __all__ = ["releases"]
 KILLED = 86
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory: what is durable is not the subject here, and thousands of flushes are."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +107,28 @@ def problems(folder: Path) -> list[str]:
 @pytest.mark.case(94)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_publisher_leaves_the_old_state_or_the_new(
-    name: str, base: Path, releases: Releases, tmp_path: Path, figure: Callable[[str], None]
+    name: str, base: Path, releases: Releases, memory: Path, figure: Callable[[str], None]
 ) -> None:
     words = [word.replace("{v2}", str(releases.v2.image)) for word in COMMANDS[name]]
-    known = tmp_path / "known"
+    known = memory / "known"
     old = state(base, known)
     expected = (
         ["channel stable leads to os 1.0.0, which is not there"] if "withdraw" in name else []
     )
     operation = 0
     while True:
-        folder = copied(base, tmp_path / "now")
+        folder = copied(base, memory / "now")
         if not killed_before(operation, lambda folder=folder: publish(folder, *words)):  # type: ignore[misc]
             break
-        cache = copied(known, tmp_path / "cache")
-        seen = state(folder, tmp_path / "fresh")
+        cache = copied(known, memory / "cache")
+        seen = state(folder, memory / "fresh")
         assert state(folder, cache) == seen, f"clients disagree after operation {operation}"
         assert publish(folder, *words) == 0
         after = state(folder, cache)
         assert seen in (old, after), f"half of it after operation {operation}"
         assert problems(folder) == expected
         for part in ("now", "cache", "fresh"):
-            shutil.rmtree(tmp_path / part)
+            shutil.rmtree(memory / part)
         operation += 1
     assert operation > 0
     figure(f"update-publish {name}, killed before each of {operation} operations: 0 broken")
