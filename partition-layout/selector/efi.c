@@ -148,15 +148,16 @@ static bool efi_read(struct disk *disk, uint64_t lba, uint64_t count, void *to)
            !EFI_ERROR(io->ReadBlocks(io, io->Media->MediaId, lba, count * disk->sector_size, to));
 }
 
-#ifdef STOP_BEFORE
-/* For tests: stand still before the operation of that number, until the power is cut. */
+#ifdef STOP_FOR_TESTS
+/* Stand still before the operation whose number the test has written behind the mark. */
 static void stop(void)
 {
+    static volatile uint8_t mark[] = "STOP-AT:";
     static unsigned operations;
 
-    if (operations++ != STOP_BEFORE)
+    if (operations++ != mark[8])
         return;
-    say(NULL, "stopped before an operation");
+    say(NULL, "stopped");
     for (;;)
         __asm__ volatile("pause");
 }

@@ -24,7 +24,7 @@ from random import Random
 from tests.disks import MemoryDisk
 from tests.fuzz import gpt as tables
 from tests.selector import model, native
-from tests.selector.model import Recorded, StartedError
+from tests.selector.model import FAULTS, Recorded, StartedError
 from tests.selector.native import Fault, Refusal, Selector
 from update_agent.core import slot
 from update_agent.core.gpt import Copy, TableError
@@ -49,14 +49,26 @@ def one(random: Random) -> str:
     _randomize_flags(disk, random)
     if random.random() < 0.9:
         tables.mutate(disk, random)
-    fails_at = random.randrange(12) if random.random() < 0.2 else None
+    if random.random() < 0.1:
+        _change_mbr(disk, random)
+    fault = random.choice((*FAULTS, None, None, None))
+    at = random.randrange(14)
     _hold("what is wrong", Selector(disk).look(), faults(disk))
-    ours, theirs = Recorded(_twin(disk), fails_at), Recorded(_twin(disk), fails_at)
+    ours, theirs = (Recorded(_twin(disk), {at: fault}) for _ in range(2))
     outcome = random.choice((_hold_slots, _hold_flags, _hold_count, _hold_give_up, _hold_boot))(
         ours, theirs, random
     )
     _hold("operations", ours.operations, theirs.operations)
     return outcome
+
+
+def _change_mbr(disk: MemoryDisk, random: Random) -> None:
+    """Make LBA 0 unreadable, another's, a hybrid, or no MBR."""
+    at = random.choice((None, 446 + 4, 446 + 16 + 4, 510, 511))
+    if at is None:
+        disk.bad.add(0)
+    else:
+        disk.poke(at, bytes([random.choice((0, 0x83, 0xEE, 0x55, 0xAA))]))
 
 
 def faults(disk: MemoryDisk) -> dict[Copy, Fault | None]:

@@ -1,6 +1,9 @@
-"""What the selector must do, said with ``update_agent``'s own rules: the twin it is held against."""
+"""What the selector must do, by ``update_agent``'s own rules: the twin that C is held against."""
 
-from collections.abc import Callable
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tests.selector.native import Refusal
@@ -9,6 +12,9 @@ from update_agent.core.gpt import Copy, Geometry, TableError
 from update_agent.core.slot import SlotName, Slots
 from update_agent.errors import HostError
 from update_agent.host.disk import Disk, change_slots, read_tables
+
+LOADING, STARTING = False, True
+"""What is attempted, as C says it."""
 
 
 class StartedError(BaseException):
@@ -19,34 +25,41 @@ class NoSuchTrialError(HostError):
     """The slot has no try to lose."""
 
 
+FAULTS = ("fails", "is lost")
+"""What may become of a write or a flush; of one that is lost, nobody is told."""
+
+
 @dataclass
 class Recorded:
-    """A disk that remembers what is done to it, in order, and may fail at one of these operations."""
+    """A disk that remembers what is done to it, in order, some of which may fail."""
 
     disk: Disk
-    fails_at: int | None = None
+    faults: Mapping[int, str | None] = field(default_factory=dict)
     operations: list[tuple[int, bytes] | str] = field(default_factory=list)
     name: str = "recorded"
+    geometry: Geometry = field(init=False)
 
-    @property
-    def geometry(self) -> Geometry:
-        return self.disk.geometry
+    def __post_init__(self) -> None:
+        self.geometry = self.disk.geometry
 
     def read(self, lba: int, count: int) -> bytes:
         return self.disk.read(lba, count)
 
     def write(self, lba: int, data: bytes) -> None:
-        self._next((lba, data))
-        self.disk.write(lba, data)
+        if self._next((lba, data)):
+            self.disk.write(lba, data)
 
     def flush(self) -> None:
-        self._next("flush")
-        self.disk.flush()
+        if self._next("flush"):
+            self.disk.flush()
 
-    def _next(self, operation: tuple[int, bytes] | str) -> None:
+    def _next(self, operation: tuple[int, bytes] | str) -> bool:
+        """Return whether the operation is done."""
+        fault = self.faults.get(len(self.operations))
         self.operations.append(operation)
-        if len(self.operations) - 1 == self.fails_at:
-            raise OSError(5, "Input/output error")
+        if fault == "fails":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return fault is None
 
 
 def count_down(name: SlotName) -> Callable[[Slots], Slots]:
@@ -102,10 +115,8 @@ def slots_of(disk: Disk) -> Slots | Refusal:
 
 def boot(disk: Disk, attempt: Callable[[bool, SlotName], bool]) -> None:
     """Do what ``Selector.boot`` must do."""
-    try:
+    with contextlib.suppress(OSError):  # every change begins with a flush as well
         disk.flush()
-    except OSError:
-        pass  # every change begins with a flush as well
     slots = slots_of(disk)
     if isinstance(slots, Refusal):
         return
@@ -113,7 +124,7 @@ def boot(disk: Disk, attempt: Callable[[bool, SlotName], bool]) -> None:
         on_trial = it.flags.candidate and not it.flags.successful
         if on_trial and change(disk, count_down(it.name)):
             continue
-        if attempt(False, it.name):
-            attempt(True, it.name)
+        if attempt(LOADING, it.name):
+            attempt(STARTING, it.name)
         if it.flags.candidate:
             change(disk, give_up(it.name))

@@ -237,9 +237,7 @@ class Selector:
 
 def first(slots: Slots) -> SlotName:
     """Return the slot that is tried first."""
-    pair = (_Slot * 2)(
-        *(_Slot(number=it.number, word=it.flags.merged_into(0)) for it in slots)
-    )
+    pair = (_Slot * 2)(*(_Slot(number=it.number, word=it.flags.merged_into(0)) for it in slots))
     return SlotName(chr(library().host_first(pair)))
 
 

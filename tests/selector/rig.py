@@ -12,17 +12,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.disks import ENTRY, ESP, ROOT_A, ROOT_B, STATE, Entry, MemoryDisk, healthy, tool
+from tests.disks import ESP, ROOT_A, ROOT_B, STATE, Entry, MemoryDisk, healthy, tool
 from tests.selector.native import HERE
 from update_agent.core import slot
-from update_agent.core.gpt import Copy, Geometry, Tables
+from update_agent.core.gpt import Geometry, Tables
 from update_agent.core.slot import BootFlags, SlotName, Slots
 from update_agent.core.slot_image import HEADER_OFFSET, Kernel, Layout
 from update_agent.host.disk import open_disk, read_tables
@@ -37,6 +36,9 @@ MIB = 2**20
 LIMIT = 90.0
 """Seconds that a boot may take on a machine that is busy with other things."""
 
+PROBE_LIMIT = 15.0
+"""Seconds that the firmware may take to come up in KVM before it counts as hanging."""
+
 SLOT_SIZE = 2 * MIB
 
 _PLAN = b"UA-PLAN:s"
@@ -48,11 +50,21 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @functools.cache
 def selector(*defines: str) -> Path:
-    """Return gptprio.efi, built with macros for tests or as it is installed."""
+    """Return gptprio.efi, as it is installed or built with macros for tests."""
     name = "-".join(re.sub(r"\W", "", it) for it in defines) or "plain"
     out = HERE / "build" / name
     tool("make", "--silent", "-C", SOURCE, f"OUT={out}", f"DEFINES={' '.join(defines)}")
     return out / "gptprio.efi"
+
+
+def selector_that_stops(before: int, folder: Path) -> Path:
+    """Return a selector that stands still before the operation of that number on its disk."""
+    built = selector("-DSTOP_FOR_TESTS").read_bytes()
+    mark = b"STOP-AT:"
+    at = built.index(mark) + len(mark)
+    path = folder / f"stops-before-{before}.efi"
+    path.write_bytes(built[:at] + bytes([before]) + built[at + 1 :])
+    return path
 
 
 @functools.cache
@@ -125,7 +137,7 @@ class BootDisk:
         return replace(self, path=path)
 
     def memory(self) -> MemoryDisk:
-        """Return the table areas of the disk as one to be changed and saved again by ``rewrite``."""
+        """Return the disk's table areas, to be changed and stored again by ``rewrite``."""
         size = self.geometry.sector_size
         disk = MemoryDisk(self.geometry)
         ends = [(0, 128), (self.geometry.sectors - 64, 64)]
@@ -156,23 +168,21 @@ def lay_out(
     at = MIB
     for entry in (ESP, ROOT_A, ROOT_B, STATE):
         end = at + sizes[entry.label]
-        entries[entry.label] = replace(
-            entry, first=at // sector_size, last=end // sector_size - 1
-        )
+        entries[entry.label] = replace(entry, first=at // sector_size, last=end // sector_size - 1)
         at = end
     for label, it in zip(("ROOT-A", "ROOT-B"), flags, strict=True):
         entries[label] = replace(entries[label], attributes=it.merged_into(0))
     sectors = (at + MIB) // sector_size
     memory = healthy(sector_size, tuple(entries.values()), sectors=sectors)
     disk = BootDisk(memory.save(path), memory.geometry, entries)
-    _put_esp(disk, program or selector())
+    put_esp(disk, program or selector())
     images = kernels or (kernel("one"), kernel("two"))
     for name, content in zip(SlotName, images, strict=True):
         disk.put_slot(name, slot_image(content))
     return disk
 
 
-def _put_esp(disk: BootDisk, program: Path) -> None:
+def put_esp(disk: BootDisk, program: Path) -> None:
     """Make the ESP's file system with mtools, in the image itself."""
     esp = disk.entries["ESP"]
     size = disk.geometry.sector_size
@@ -233,8 +243,12 @@ class Machine:
             "-blockdev",
             f"driver=raw,node-name=disk{number},file=file{number},read-only={read_only}",
             "-device",
-            f"virtio-blk-pci,drive=disk{number},logical_block_size={size},"
-            f"physical_block_size={size},bootindex={number + 1}",
+            ",".join(
+                (
+                    f"virtio-blk-pci,drive=disk{number},bootindex={number + 1}",
+                    f"logical_block_size={size},physical_block_size={size}",
+                )
+            ),
         ]
 
     def __exit__(
@@ -251,8 +265,9 @@ class Machine:
 
     @property
     def lines(self) -> list[str]:
-        """What selector and kernels said, without what the firmware said."""
-        lines = (line.strip() for line in self.text.replace("\r", "\n").splitlines())
+        """What selector and kernels said in whole lines, without what the firmware said."""
+        whole, _, _ = self.text.rpartition("\n")
+        lines = (line.strip() for line in whole.splitlines())
         return [line for line in lines if line.startswith(("gptprio: ", "kernel "))]
 
     def wait_for(self, wanted: str) -> None:
@@ -272,38 +287,60 @@ class Machine:
         """Read the console, piece by piece, until the machine ends."""
         assert self._process is not None
         assert self._process.stdout is not None
-        deadline = time.monotonic() + LIMIT
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self._process.stdout, selectors.EVENT_READ)
-            while waiting.select(timeout=max(0.0, deadline - time.monotonic())):
-                piece = os.read(self._process.stdout.fileno(), 65536)
-                if not piece:
-                    return
-                self.text = _ESCAPES.sub("", self.text + piece.decode(errors="replace"))
-                for line in self.lines:
-                    self.arrived.setdefault(line, time.monotonic())
-                yield
-        raise AssertionError(f"nothing more for {LIMIT:g} s:\n{self.text}")
+        for piece in _read(self._process.stdout.fileno(), LIMIT):
+            self.text = _ESCAPES.sub("", self.text + piece)
+            for line in self.lines:
+                self.arrived.setdefault(line, time.monotonic())
+            yield
+        if self._process.poll() is None and not self._ended():
+            raise AssertionError(f"nothing more for {LIMIT:g} s:\n{self.text}")
+
+    def _ended(self) -> bool:
+        """Whether the process, whose console was closed, ends."""
+        assert self._process is not None
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+_TCG = "tcg,thread=multi"
 
 
 @functools.cache
 def accelerator() -> str:
-    """Return what runs a machine fastest here: KVM where it really does run one."""
-    return "tcg,thread=multi"
+    """Return what runs firmware fastest here: KVM, where the firmware really comes up in it."""
+    command = [
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "256", "-serial", "stdio",
+        "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,unit=1,snapshot=on,file={VARIABLES}",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = any("BdsDxe" in piece for piece in _read(process.stdout.fileno(), PROBE_LIMIT))
+        finally:
+            process.kill()
+    return "kvm" if found else _TCG
 
 
-@contextmanager
-def power(*disks: BootDisk, **settings: bool) -> Iterator[Machine]:
-    """Switch a machine with these disks on, and off at the end."""
-    with Machine(disks=disks, **settings) as machine:
-        yield machine
+def _read(descriptor: int, limit: float) -> Iterator[str]:
+    """Yield what arrives until the end, or until the limit has passed."""
+    deadline = time.monotonic() + limit
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(descriptor, selectors.EVENT_READ)
+        while waiting.select(timeout=max(0.0, deadline - time.monotonic())):
+            piece = os.read(descriptor, 65536)
+            if not piece:
+                return
+            yield piece.decode(errors="replace")
 
 
 def boot(*disks: BootDisk, read_only: bool = False) -> list[str]:
     """Switch on, wait until the machine is off; return what selector and kernels said."""
     with Machine(disks=disks, read_only=read_only) as machine:
         return machine.wait_for_end()
-
-
-assert ENTRY.size == 128
-assert Copy.PRIMARY
