@@ -201,13 +201,17 @@ def _no_slot(disk: MemoryDisk) -> None:
         (_foreign, "primary partition table is foreign (signature)"),
         (
             _both,
-            "primary partition table is damaged (HeaderCRC32); "
-            + "backup partition table is damaged (PartitionEntryArrayCRC32)",
+            (
+                "primary partition table is damaged (HeaderCRC32); "
+                "backup partition table is damaged (PartitionEntryArrayCRC32)"
+            ),
         ),
         (
             _no_mbr,
-            "the MBR does not speak of a GPT, and the "
-            + "primary partition table is damaged (HeaderCRC32)",
+            (
+                "the MBR does not speak of a GPT, and the "
+                "primary partition table is damaged (HeaderCRC32)"
+            ),
         ),
         (_no_slot, "the disk has not exactly one ROOT-A and one ROOT-B of the slot type"),
     ],
@@ -245,8 +249,10 @@ def test_the_longest_reason_fits_a_line() -> None:
     memory.patch_entry(Copy.PRIMARY, 3, UniquePartitionGUID=ROOT_A.guid.bytes_le)
 
     assert boot(Recorded(memory)) == [
-        "no slot can be found: "
-        + "primary partition table is malformed (partition 3 UniquePartitionGUID)"
+        (
+            "no slot can be found: "
+            "primary partition table is malformed (partition 3 UniquePartitionGUID)"
+        )
     ]
 
 
