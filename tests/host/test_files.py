@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from update_agent.publish.files import replaced
+from update_agent.host.files import replaced
 
 
 def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that the release team makes: whole or not at all."""
+"""Files that are kept: whole or not at all."""
 
 import os
 from collections.abc import Iterator
