@@ -33,7 +33,7 @@ def base_root(recipe: Recipe, cache: Path, tell: Tell) -> Path:
         "Created-By: Packages", "Origin: Debian",
     ]).split()  # fmt: skip
     key = _digest(
-        repr((recipe.packages, recipe.purge, recipe.exclude, recipe.remove, SUITE, EPOCH)),
+        repr((recipe.packages, recipe.purge, recipe.exclude, SUITE, EPOCH)),
         Path(__file__).read_text(),
         *map(_list_digest, sorted(lists)),
     )
@@ -94,22 +94,13 @@ def _install(recipe: Recipe, root: Path) -> None:
             '--customize-hook=chroot "$1" dpkg-query -W > "$1/usr/lib/update-agent-packages"',
             SUITE, root, sources,
         ], timeout=1800, environment={"SOURCE_DATE_EPOCH": EPOCH})  # fmt: skip
-    for pattern in recipe.remove:
-        if not pattern.startswith("boot/"):
-            _remove(root, pattern)
+    for cache in list(root.glob("usr/**/__pycache__")):
+        shutil.rmtree(cache)
     run([
         "chroot", root, "python3", "-m", "compileall", "-q",
         "--invalidation-mode", "unchecked-hash",
         "/usr/lib/python3.11", "/usr/lib/python3",
     ], environment={"SOURCE_DATE_EPOCH": EPOCH, "PYTHONHASHSEED": "0"})  # fmt: skip
-
-
-def _remove(root: Path, pattern: str) -> None:
-    for path in list(root.glob(pattern)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _sources() -> str:

@@ -52,9 +52,10 @@ class Release:
 def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: Path) -> None:
     """Make the folder ``root``, on the file system of ``base``. Raises HostError."""
     run(["cp", "--archive", "--link", base, root])
+    for pattern in recipe.remove:
+        _remove(root, pattern)
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
-    _empty(root / "boot")
     _lay_over(data("systemd"), root / "usr/lib/systemd")
     _lay_over(recipe.tree, root)
     for name, target in recipe.links.items():
@@ -68,9 +69,12 @@ def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: P
     _settle(root)
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
+def _remove(root: Path, pattern: str) -> None:
+    for path in list(root.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _lay_over(source: Path, root: Path) -> None:
