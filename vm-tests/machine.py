@@ -102,7 +102,18 @@ class Key:
         """Make a key in ``folder``, or take the one that is there."""
         private = folder / "id_ed25519"
         if not private.exists():
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vm-tests", "-f", private]
+            command = [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "vm-tests",
+                "-f",
+                private,
+            ]
             subprocess.run(command, check=True)
         return cls(private)
 
@@ -324,7 +335,9 @@ class Machine:
             else content
         )  # fmt: skip
         folder = str(Path(remote).parent)
-        script = f"sudo mkdir -p {folder} && sudo tee {remote} >/dev/null && sudo chmod {mode} {remote}"
+        script = (
+            f"sudo mkdir -p {folder} && sudo tee {remote} >/dev/null && sudo chmod {mode} {remote}"
+        )
         done = self._ssh(script, 600, data=data)
         if done.returncode != 0:
             raise MachineError(f"{self.name}: cannot write {remote}: {done.stderr}")

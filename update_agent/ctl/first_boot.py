@@ -3,11 +3,11 @@
 Settings come from systemd credentials and from ``/media/state/config``, where the file wins: the
 machine's provider speaks first, whoever runs the host has the last word. What they mean is in
 ``core/provision.py``. A file is written only when it differs, so a boot with the same settings
-changes nothing. Also makes the ssh host key, which no image may bring along.
+changes nothing. Also lets STATE fill the disk, and makes the ssh host key, which no image may
+bring along. One step that fails keeps out no other.
 """
 
 import socket
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from update_agent import cli
 from update_agent.core import provision
 from update_agent.core.provision import File
 from update_agent.errors import HostError
+from update_agent.host import state, udev
 from update_agent.host.files import replaced
 from update_agent.run import run as run_program
 
@@ -53,14 +54,16 @@ def apply(options: Namespace) -> int:
     for file in plan.files:
         if _write(options.root, file):
             print(f"{file.path} written")
+    failed: list[HostError] = [*plan.refused]
     live = options.root == Path("/")
-    if live:
-        _take_hostname()
-    _make_host_key(options.root)
-    for error in plan.refused:
-        cli.complain("update-agent-firstboot", error)
-    sys.stdout.flush()
-    return plan.refused[0].exit_code if plan.refused else 0
+    for step in (_take_hostname, _grow_state, _make_host_key) if live else (_make_host_key,):
+        try:
+            step(options.root)
+        except HostError as error:
+            failed.append(error)
+    for complaint in failed:
+        cli.complain("update-agent-firstboot", complaint)
+    return failed[0].exit_code if failed else 0
 
 
 def _read(folder: Path, prefix: str) -> dict[str, bytes]:
@@ -93,11 +96,16 @@ def _write(root: Path, file: File) -> bool:
     return True
 
 
-def _take_hostname() -> None:
+def _take_hostname(root: Path) -> None:
     """Let the kernel know the name now; systemd read the file before we wrote it."""
-    name = Path("/etc/hostname").read_text().strip()
+    name = (root / "etc/hostname").read_text().strip()
     if name and name != socket.gethostname():
         socket.sethostname(name)
+
+
+def _grow_state(root: Path) -> None:
+    if state.grow(udev.booted_partition(root).disk):
+        print("STATE grown to the end of the disk")
 
 
 def _make_host_key(root: Path) -> None:

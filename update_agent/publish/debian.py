@@ -86,7 +86,7 @@ def _install(recipe: Recipe, root: Path) -> None:
             "--variant=essential",
             "--skip=check/empty",
             f"--aptopt={settings}",
-            "--aptopt=APT::Install-Recommends \"false\"",
+            '--aptopt=APT::Install-Recommends "false"',
             *(f"--dpkgopt=path-exclude={path}" for path in recipe.exclude),
             "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
             f"--include={','.join(recipe.packages)}",
@@ -120,7 +120,9 @@ def _sources() -> str:
 def _settings() -> str:
     """Return how this machine's apt reaches its sources: proxies, checks, credentials."""
     lines = run(["apt-config", "dump", "--no-empty", "--format", '%F "%v";%n', "Acquire"])
-    return "".join(f"{line}\n" for line in lines.splitlines() if not line.startswith("Acquire::Index"))
+    return "".join(
+        f"{line}\n" for line in lines.splitlines() if not line.startswith("Acquire::Index")
+    )
 
 
 def _fetch_wheels(recipe: Recipe, folder: Path) -> None:

@@ -7,7 +7,6 @@ not boot half of a release.
 """
 
 import os
-import shutil
 import stat
 import sys
 import tempfile
@@ -16,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from update_agent.core.gpt import Partition
-from update_agent.core.slot import BootFlags, SlotName, Slots
+from update_agent.core.slot import BootFlags, SlotName
 from update_agent.core.slot_image import HEADER_OFFSET, HEADER_SIZE, parse_header
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
@@ -141,7 +141,9 @@ def _bytes(partition: Partition, sector: int) -> int:
 def _esp(selector: Path, scratch: Path, size_kib: int) -> Path:
     """Return an EFI system partition with the selector, the same bytes every time."""
     if not selector.is_file():
-        raise HostError(f"there is no selector {selector}", hint="make it: make -C partition-layout/selector")
+        raise HostError(
+            f"there is no selector {selector}", hint="make it: make -C partition-layout/selector"
+        )
     esp = scratch / "esp"
     environment = {"SOURCE_DATE_EPOCH": EPOCH}
     run_program([
@@ -208,7 +210,7 @@ def _verify(content: Path, device: Device, at: int, label: str) -> None:
 
 
 @contextmanager
-def _bar(step: str, content: Path) -> Iterator["tqdm[None]"]:
+def _bar(step: str, content: Path) -> Iterator["tqdm[NoReturn]"]:
     with tqdm(
         desc=step, total=content.stat().st_size, unit="B", unit_scale=True, disable=None
     ) as bar:

@@ -19,9 +19,9 @@ from update_agent.core.payload import NO_HASH, Chunk, Index, Operation
 from update_agent.errors import HostError
 from update_agent.host import slot
 from update_agent.host.device import Device, open_device
+from update_agent.host.files import replaced
 from update_agent.publish import delta
 from update_agent.publish.delta import Piece
-from update_agent.host.files import replaced
 
 LEVEL = 15
 """zstd's level of a full payload when none is asked for: 1.7 % above the size of level 19, in a

@@ -15,8 +15,8 @@ from update_agent.core import slot_image
 from update_agent.core.chunking import BLOCK
 from update_agent.core.slot_image import Kernel, Layout
 from update_agent.errors import HostError
-from update_agent.publish import uki
 from update_agent.host.files import replaced
+from update_agent.publish import uki
 from update_agent.run import run
 
 _UUID = "5c7cbd39-6a3e-4d39-a49c-26a1b3a0c1a5"

@@ -63,7 +63,7 @@ def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: P
     _install_agent(wheels, root)
     _name_release(root, release)
     run(["systemd-sysusers", f"--root={root}"])
-    run(["systemctl", f"--root={root}", "enable", "--quiet", *_units(root)])
+    run(["systemctl", f"--root={root}", "enable", "--quiet", *_units(recipe)])
     for overlay in release.overlays:
         _lay_over(overlay, root)
     _settle(root)
@@ -96,7 +96,9 @@ def _replace(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     shutil.copyfile(source, target, follow_symlinks=False)
     if not target.is_symlink():
-        target.chmod(0o755 if os.access(source, os.X_OK) and source.stat().st_mode & 0o100 else 0o644)
+        target.chmod(
+            0o755 if os.access(source, os.X_OK) and source.stat().st_mode & 0o100 else 0o644
+        )
 
 
 def _write(path: Path, content: str, mode: int = 0o644) -> None:
@@ -146,15 +148,12 @@ def _name_release(root: Path, release: Release) -> None:
     _write(path, "".join(f"{line}\n" for line in lines))
 
 
-def _units(root: Path) -> list[str]:
-    """Return our units that ask to be installed."""
-    units = root / "usr/lib/systemd/system"
-    ours = (*data("systemd").glob("system/*"), *(Recipe.load().tree / units.relative_to(root)).glob("*"))
-    return sorted(
-        path.name
-        for path in ours
-        if path.is_file() and "[Install]" in path.read_text()
-    ) + ["systemd-networkd.service", "systemd-resolved.service"]
+def _units(recipe: Recipe) -> list[str]:
+    """Return the units to enable: ours that ask for it, and the network."""
+    units = "usr/lib/systemd/system"
+    ours = (*data("systemd").glob("system/*"), *(recipe.tree / units).glob("*"))
+    names = {it.name for it in ours if it.is_file() and "[Install]" in it.read_text()}
+    return sorted(names | {"systemd-networkd.service", "systemd-resolved.service"})
 
 
 def _settle(root: Path) -> None:

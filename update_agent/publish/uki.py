@@ -81,7 +81,9 @@ def name_root(kernel: bytes, root_hash: str) -> bytes:
     line = kernel[place].decode(errors="replace")
     named = [word.removeprefix(ROOT_HASH) for word in line.split() if word.startswith(ROOT_HASH)]
     if named == [_UNKNOWN]:
-        filled = kernel[place].replace((ROOT_HASH + _UNKNOWN).encode(), (ROOT_HASH + root_hash).encode())
+        filled = kernel[place].replace(
+            (ROOT_HASH + _UNKNOWN).encode(), (ROOT_HASH + root_hash).encode()
+        )
         return kernel[: place.start] + filled + kernel[place.stop :]
     if named != [root_hash]:
         raise ReleaseError(
