@@ -102,19 +102,8 @@ class Key:
         """Make a key in ``folder``, or take the one that is there."""
         private = folder / "id_ed25519"
         if not private.exists():
-            command = [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                "vm-tests",
-                "-f",
-                private,
-            ]
-            subprocess.run(command, check=True)
+            words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "vm-tests", "-f"]
+            subprocess.run([*words, str(private)], check=True)
         return cls(private)
 
 

@@ -54,29 +54,46 @@
 
 static int kmsg = -1;
 
-static void say(const char *format, ...)
+/* To the kernel's log, and so to the journal; from level 3 up, the kernel shows it on the console. */
+static void log_line(int level, const char *format, va_list values)
 {
-	char line[512] = "<4>update-agent-init: ";
-	size_t used = strlen(line);
+	char line[512];
+	int used = snprintf(line, sizeof(line), "<%d>update-agent-init: ", level);
+
+	vsnprintf(line + used, sizeof(line) - (size_t)used - 1, format, values);
+	strcat(line, "\n");
+	bool logged = kmsg >= 0 && write(kmsg, line, strlen(line)) > 0;
+	if (!logged || level > 3)
+		dprintf(STDOUT_FILENO, "%s", line + 3);
+}
+
+static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
+{
 	va_list values;
 
 	va_start(values, format);
-	vsnprintf(line + used, sizeof(line) - used - 1, format, values);
+	log_line(6, format, values);
 	va_end(values);
-	strcat(line, "\n");
-	if (kmsg < 0 || write(kmsg, line, strlen(line)) < 0)
-		dprintf(STDERR_FILENO, "%s", line + 3);
+}
+
+static void __attribute__((format(printf, 1, 2))) complain(const char *format, ...)
+{
+	va_list values;
+
+	va_start(values, format);
+	log_line(3, format, values);
+	va_end(values);
 }
 
 static void __attribute__((noreturn)) give_up(void)
 {
-	say("rebooting");
+	complain("rebooting");
 	sync();
 	reboot(RB_AUTOBOOT);
 	exit(1); /* the end of PID 1 is a panic, and panic=10 reboots as well */
 }
 
-#define fail(...) (say(__VA_ARGS__), give_up())
+#define fail(...) (complain(__VA_ARGS__), give_up())
 #define must(call, what) ((call) < 0 ? fail("cannot %s: %s", what, strerror(errno)) : (void)0)
 
 /* Files -------------------------------------------------------------------------------------- */
@@ -139,7 +156,7 @@ static void load_modules(void)
 		path[strcspn(path, "\n")] = 0;
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST && errno != ENODEV))
-			say("cannot load %s: %s", path, strerror(errno));
+			complain("cannot load %s: %s", path, strerror(errno));
 		if (fd >= 0)
 			close(fd);
 	}
@@ -153,9 +170,9 @@ static void arm_watchdog(void)
 	int seconds = WATCHDOG_SECONDS;
 
 	if (fd < 0)
-		say("no watchdog: a hang will not end by itself: %s", strerror(errno));
+		complain("no watchdog: a hang will not end by itself: %s", strerror(errno));
 	else if (ioctl(fd, WDIOC_SETTIMEOUT, &seconds) < 0)
-		say("the watchdog keeps its own timeout: %s", strerror(errno));
+		complain("the watchdog keeps its own timeout: %s", strerror(errno));
 }
 
 /* The booted partition ----------------------------------------------------------------------- */
@@ -469,9 +486,9 @@ static void check_state(const char *node)
 		_exit(127);
 	}
 	if (child < 0 || waitpid(child, &status, 0) < 0)
-		say("cannot check STATE: %s", strerror(errno));
+		complain("cannot check STATE: %s", strerror(errno));
 	else if (!WIFEXITED(status) || WEXITSTATUS(status) > 1)
-		say("STATE has errors that e2fsck -p does not mend (status %x)", status);
+		complain("STATE has errors that e2fsck -p does not mend (status %x)", status);
 }
 
 static bool mount_state(struct partition *slot)
@@ -479,12 +496,12 @@ static bool mount_state(struct partition *slot)
 	struct search search = {.found = slot, .property = "PARTNAME=STATE"};
 
 	if (!any_block_device(visit_partition, &search)) {
-		say("disk %s has no partition STATE", slot->disk);
+		complain("disk %s has no partition STATE", slot->disk);
 		return false;
 	}
 	check_state(slot->node);
 	if (mount(slot->node, STATE, "ext4", MS_NOATIME | MS_NODEV, NULL) < 0) {
-		say("cannot mount STATE (%s): %s", slot->node, strerror(errno));
+		complain("cannot mount STATE (%s): %s", slot->node, strerror(errno));
 		return false;
 	}
 	return true;
@@ -521,13 +538,13 @@ static void set_up_state(struct partition *slot)
 	if (mount_state(slot)) {
 		if (lay_over())
 			return;
-		say("cannot use STATE: %s", strerror(errno));
+		complain("cannot use STATE: %s", strerror(errno));
 		umount2(ROOT "/home", MNT_DETACH);
 		umount2(ROOT "/var", MNT_DETACH);
 		umount2(ROOT "/etc", MNT_DETACH);
 		umount2(STATE, MNT_DETACH);
 	}
-	say("STATE IS VOLATILE: what this boot writes is lost with it");
+	complain("STATE IS VOLATILE: what this boot writes is lost with it");
 	touch(RUN "/update-agent/state-is-volatile");
 	must_mount("state", STATE, "tmpfs", MS_NODEV, "mode=0755,size=50%");
 	if (!lay_over())

@@ -956,3 +956,44 @@ def test_the_slot_type_of_the_design_is_the_one_tested_with() -> None:
     partitions = good(tables_of(healthy()).primary).partitions
 
     assert [it.type_guid for it in partitions[1:3]] == [SLOT_TYPE, SLOT_TYPE]
+
+
+# Growing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.case(60)
+@pytest.mark.parametrize("sector_size", SECTOR_SIZES)
+def test_the_last_partition_grows_to_the_end_of_a_grown_disk(sector_size: int) -> None:
+    disk = healthy(sector_size)
+    small = disk.geometry
+    disk.geometry = replace(small, sectors=2048 + 8 * 2**20 // sector_size)
+
+    part = disks.grow(disk, "STATE")
+
+    array = -(-128 * 128 // sector_size)
+    mib = 2**20 // sector_size
+    assert part.last_lba == (disk.geometry.last_lba - array) // mib * mib - 1
+    tables = disks.read_tables(disk)
+    assert tables.sound
+    assert tables.authoritative.header.last_usable == disk.geometry.last_lba - array - 1
+    before, *_ = healthy(sector_size).writes or [None]
+    assert before is None
+    assert [(it.first_lba, it.attributes) for it in tables.authoritative.partitions] == [
+        (it.first_lba, it.attributes)
+        for it in disks.read_tables(healthy(sector_size)).authoritative.partitions
+    ]
+
+    disk.writes.clear()
+    assert disks.grow(disk, "STATE") == part
+    assert disk.writes == []
+
+
+def test_only_the_last_partition_grows() -> None:
+    disk = healthy()
+    disk.geometry = replace(disk.geometry, sectors=4096)
+
+    with pytest.raises(HostError, match=r"^partition 2 \(ROOT-A\) is not the last one"):
+        disks.grow(disk, "ROOT-A")
+    with pytest.raises(HostError, match="^the disk has 0 partitions labelled DATA, wanted 1$"):
+        disks.grow(disk, "DATA")
+    assert disk.writes == []

@@ -8,9 +8,7 @@ packages (host keys, machine-id) is made at a host's first boot.
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from update_agent.errors import HostError
 from update_agent.publish import debian, initramfs, seal, tree, uki
-from update_agent.publish.debian import Tell
+from update_agent.publish.progress import Tell, silent, teller
 from update_agent.publish.recipe import Recipe
 from update_agent.publish.tree import Release
 
@@ -114,7 +112,8 @@ def add_options(verb: ArgumentParser) -> None:
     verb.add_argument("--output", type=Path, required=True, metavar="IMAGE",
                       help="the slot image to make")  # fmt: skip
     verb.add_argument("--cache", type=Path, default=CACHE, metavar="FOLDER",
-                      help="keeps installed packages between builds (default: %(default)s)")  # fmt: skip
+                      help="keeps installed packages between builds "
+                      "(default: %(default)s)")  # fmt: skip
     verb.add_argument("--json", action="store_true", help="print JSON, and no progress")
     verb.set_defaults(run=run)
 
@@ -125,7 +124,7 @@ def run(options: Namespace) -> int:
         version=options.release, product=options.product, overlays=tuple(options.overlay)
     )
     built = build(
-        release, options.output, cache=options.cache, tell=_silent if options.json else teller()
+        release, options.output, cache=options.cache, tell=silent if options.json else teller()
     )
     if options.json:
         result = {"image": str(built.image), "root_hash": built.root_hash, "bytes": built.sizes}
@@ -133,20 +132,6 @@ def run(options: Namespace) -> int:
     else:
         print(*_as_text(built), sep="\n")
     return 0
-
-
-def teller() -> Tell:
-    """Return what prints progress for people, with the time since it was made."""
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr)
-
-    return tell
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _as_text(built: Built) -> Sequence[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from update_agent.errors import HostError
+from update_agent.publish.progress import Tell
 from update_agent.publish.recipe import Recipe
 from update_agent.run import run
 
@@ -21,9 +22,6 @@ SUITE = "bookworm"
 
 EPOCH = "1750000000"
 """SOURCE_DATE_EPOCH of everything we make: in the past, and the same for ever."""
-
-Tell = Callable[[str], None]
-"""Takes a line of progress."""
 
 
 def base_root(recipe: Recipe, cache: Path, tell: Tell) -> Path:

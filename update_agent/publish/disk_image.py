@@ -25,7 +25,8 @@ from update_agent.core.slot_image import HEADER_OFFSET, HEADER_SIZE, parse_heade
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host.device import Device, aligned, open_device
-from update_agent.publish.debian import EPOCH, Tell
+from update_agent.publish.debian import EPOCH
+from update_agent.publish.progress import Tell, teller
 from update_agent.publish.recipe import data, read_toml
 from update_agent.run import run as run_program
 
@@ -232,15 +233,14 @@ def add_options(verb: ArgumentParser) -> None:
                       help="size of each slot: room for later releases "
                       "(default: %(default)s)")  # fmt: skip
     verb.add_argument("--selector", type=Path, metavar="FILE",
-                      help="gptprio.efi (default: made from partition-layout/selector)")  # fmt: skip
+                      help="gptprio.efi (default: made from "
+                      "partition-layout/selector)")  # fmt: skip
     verb.add_argument("--yes", action="store_true", help="overwrite a device without asking")
     verb.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     """Make a disk that boots."""
-    from update_agent.publish.build import teller
-
     tell = teller()
     selector = options.selector or built_selector()
     disk = Disk(
