@@ -15,7 +15,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -82,7 +82,7 @@ class Network:
         """Return QEMU's options for the machine with this number."""
         return [
             "-netdev", f"socket,id=private,mcast=230.77.0.1:{self.port},localaddr=127.0.0.1",
-            "-device", f"virtio-net-pci,netdev=private,mac=52:54:00:77:00:{number:02x}",
+            "-device", f"virtio-net-pci,netdev=private,mac={_private_mac(number)}",
         ]  # fmt: skip
 
 
@@ -136,6 +136,7 @@ class Machine:
         self._reader: threading.Thread | None = None
         self._began = 0.0
         self._seen = 0
+        self._over = True
         if not self._variables.exists():
             _image("convert", "-q", "-O", "qcow2", VARIABLES, self._variables)
         if not self.layer.exists():
@@ -149,6 +150,11 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.cut_power()
+
+    @property
+    def address(self) -> str:
+        """Its address on the private network."""
+        return f"10.77.0.{self.number}"
 
     @property
     def layer(self) -> Path:
@@ -171,13 +177,23 @@ class Machine:
         """Start the machine; with ``load``, from a snapshot of the running machine."""
         self.lines.clear()
         self._seen = 0
+        self._over = False
         self._began = time.monotonic()
-        command = [*self._command(), *(["-loadvm", load] if load else [])]
-        with (self.folder / "qemu.log").open("ab") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-            )
-        self._reader = threading.Thread(target=self._read, args=[self._process], daemon=True)
+        place = self.folder / "console"
+        place.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            listener.listen(1)
+            command = [*self._command(listener.fileno()), *(["-loadvm", load] if load else [])]
+            with (self.folder / "qemu.log").open("ab") as errors:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
+                    pass_fds=[listener.fileno()], start_new_session=True,
+                )  # fmt: skip
+        (self.folder / "pid").write_text(str(self._process.pid))
+        console = socket.socket(socket.AF_UNIX)
+        console.connect(str(place))
+        self._reader = threading.Thread(target=self._read, args=[console], daemon=True)
         self._reader.start()
 
     def cut_power(self) -> None:
@@ -204,13 +220,22 @@ class Machine:
         """Wait until the host says that it is up, from now on."""
         self.wait_for_serial(UP, timeout)
 
+    def join_network(self) -> None:
+        """Take the address on the private network, for this boot and all others."""
+        self.put(
+            f"[Match]\nMACAddress={_private_mac(self.number)}\n"
+            f"[Network]\nAddress={self.address}/24\nLinkLocalAddressing=no\n",
+            "/etc/systemd/network/10-private.network",
+        )
+        self.run("sudo networkctl reload")
+
     def reboot(self) -> None:
         """Reboot the host from inside, and wait until it is up again."""
         self.run("sudo systemctl --no-block reboot")
         self.wait_for_serial("reboot: Restarting system")
         self.wait_until_up()
 
-    def _command(self) -> list[str]:
+    def _command(self, console: int) -> list[str]:
         return [
             "qemu-system-x86_64",
             "-name", self.name,
@@ -220,7 +245,11 @@ class Machine:
             "-m", str(self.memory),
             "-display", "none",
             "-monitor", "none",
-            "-serial", "stdio",
+            "-chardev", ",".join((
+                "socket", "id=console", f"fd={console}", "server=on", "wait=on",
+                f"logfile={self.serial_log}", "logappend=on",
+            )),
+            "-serial", "chardev:console",
             "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off",
             "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}",
             "-drive", f"if=pflash,unit=1,format=qcow2,file={self._variables}",
@@ -266,7 +295,7 @@ class Machine:
                     if found := re.search(pattern, line.text):
                         return found
                 left = deadline - time.monotonic()
-                if left <= 0 or self._process is None or self._process.poll() is not None:
+                if left <= 0 or self._over:
                     raise self._error(f"{self.name} did not say {pattern!r} in {timeout:.0f} s")
                 self._news.wait(left)
 
@@ -277,18 +306,17 @@ class Machine:
                 return line.at
         raise self._error(f"{self.name} never said {pattern!r}")
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
+    def _read(self, console: socket.socket) -> None:
         rest = ""
-        with self.serial_log.open("ab", buffering=0) as log, process.stdout as output:
-            while piece := os.read(output.fileno(), 65536):
-                log.write(piece)
+        with console:
+            while piece := _received(console):
                 *whole, rest = (rest + piece.decode(errors="replace")).split("\n")
                 now = time.monotonic() - self._began
                 with self._news:
                     self.lines += [Line(at=now, text=_ESCAPE.sub("", text)) for text in whole]
                     self._news.notify_all()
         with self._news:
+            self._over = True
             self._news.notify_all()
 
     def _error(self, what: str) -> MachineError:
@@ -434,6 +462,14 @@ class Machine:
                 (folder / f"{self.name}.journal").write_text(journal)
 
 
+def _received(console: socket.socket) -> bytes:
+    """Return what came; nothing when QEMU ended, however it ended."""
+    try:
+        return console.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
 def _answer(readline: Any, request: object) -> dict[str, Any]:  # noqa: ANN401  a bound method
     """Return the answer to a request, past the events that come between."""
     while line := readline():
@@ -445,22 +481,16 @@ def _answer(readline: Any, request: object) -> dict[str, Any]:  # noqa: ANN401  
     raise MachineError(f"{request}: no answer")
 
 
+def _private_mac(number: int) -> str:
+    return f"52:54:00:77:00:{number:02x}"
+
+
 def free_port() -> int:
     """Return a port of the loopback that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextmanager
-def cut_on_exit(machines: Sequence[Machine]) -> Iterator[None]:
-    """Take the power of all machines in the end."""
-    try:
-        yield
-    finally:
-        for machine in machines:
-            machine.cut_power()
 
 
 def _image(*words: object) -> None:

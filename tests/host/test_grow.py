@@ -85,6 +85,6 @@ def test_only_the_last_partition_can_grow() -> None:
 
     with pytest.raises(HostError, match=r"^partition 2 \(ROOT-A\) is not the last one"):
         disks.grow(disk, "ROOT-A")
-    with pytest.raises(HostError, match="^the disk has 0 partitions labelled DATA, wanted 1$"):
+    with pytest.raises(HostError, match=r"^the disk has 0 partitions labelled DATA, wanted 1$"):
         disks.grow(disk, "DATA")
     assert disk.writes == []

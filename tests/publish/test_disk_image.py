@@ -73,9 +73,7 @@ def test_slot_a_boots_and_the_file_is_sparse(disk: Disk, tmp_path: Path) -> None
     assert sorted(it.name for it in tmp_path.iterdir()) == ["disk.img", "gptprio.efi"]
 
 
-def test_an_image_that_is_too_large_is_refused(
-    disk: Disk, releases: Releases, tmp_path: Path
-) -> None:
+def test_an_image_that_is_too_large_is_refused(disk: Disk, tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"v1.img has \d MiB, slot A has 2$"):
         disk_image.make_file(
             Disk(selector=disk.selector, slots=disk.slots, flags=disk.flags, slot_mib=2),

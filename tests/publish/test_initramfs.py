@@ -32,7 +32,7 @@ def test_modules_stand_behind_what_they_need_and_once(modules: Path) -> None:
 
 
 def test_an_unknown_module_is_named(modules: Path) -> None:
-    with pytest.raises(HostError, match="has no module floppy$"):
+    with pytest.raises(HostError, match=r"has no module floppy$"):
         initramfs.modules_in_order(modules, ["floppy"])
 
 

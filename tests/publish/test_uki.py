@@ -51,9 +51,9 @@ def test_the_same_parts_give_the_same_bytes() -> None:
 
 
 def test_what_is_no_stub_is_refused() -> None:
-    with pytest.raises(HostError, match="^the stub is no PE file$"):
+    with pytest.raises(HostError, match=r"^the stub is no PE file$"):
         uki.make(b"MZ" + bytes(5000), {".linux": b"L"})
-    with pytest.raises(HostError, match="^the stub's headers have no room for 40 sections$"):
+    with pytest.raises(HostError, match=r"^the stub's headers have no room for 40 sections$"):
         uki.make(STUB.read_bytes(), {f".{n}": b"" for n in range(40)})
 
 
