@@ -230,6 +230,9 @@ class Machine:
     secure: bool = False
     """Whether Secure Boot is on."""
 
+    controller: str = "virtio-blk-pci"
+    """What the disks hang on."""
+
     log: Path | None = None
     """Where every write and flush that reaches the first disk is logged, for ``read_log``."""
 
@@ -285,7 +288,7 @@ class Machine:
             "-device",
             ",".join(
                 (
-                    f"virtio-blk-pci,drive={device},bootindex={number + 1}",
+                    f"{self.controller},drive={device},bootindex={number + 1}",
                     f"logical_block_size={size},physical_block_size={size}",
                 )
             ),
