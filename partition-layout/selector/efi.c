@@ -32,6 +32,8 @@ static void say(struct boot *boot, const char *text)
     struct line line = {0};
 
     (void)boot;
+    if (!st->ConOut)
+        return;
     add(&line, "gptprio: ");
     add(&line, text);
     for (const char *at = line.text; *at; at++) {

@@ -153,6 +153,19 @@ static void put_header(const struct disk *disk, uint64_t lba, uint64_t other, ui
     put32(header + 84, ENTRY_SIZE);
 }
 
+/* The least of a PE with a section that names a version. */
+static void put_kernel(uint8_t *kernel)
+{
+    memcpy(kernel, "MZ", 2);
+    put32(kernel + 60, 64);
+    memcpy(kernel + 64, "PE\0\0", 4);
+    kernel[70] = 1;
+    memcpy(kernel + 88, ".osrel\0", 8);
+    put32(kernel + 96, 40);
+    put32(kernel + 108, 140);
+    memcpy(kernel + 140, "VERSION_ID=\"12\"\nIMAGE_VERSION=1.2.3\n", 36);
+}
+
 static void put_slot(uint8_t *slot)
 {
     uint8_t *header = slot + 512, *block = slot + 3 * BLOCK;
@@ -165,6 +178,7 @@ static void put_slot(uint8_t *slot)
     put64(header + 48, 2 * BLOCK);
     memcpy(block, "UAKERN\0\1", 8);
     put64(block + 8, 200);
+    put_kernel(block + BLOCK);
 }
 
 static void lay_out(const struct disk *disk)

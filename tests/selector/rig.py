@@ -9,6 +9,7 @@ import os
 import re
 import selectors
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.disks import ESP, ROOT_A, ROOT_B, STATE, Entry, MemoryDisk, healthy, tool
+from tests.host.recorded import Flush, Write
 from tests.selector.native import HERE
 from update_agent.core import slot
 from update_agent.core.gpt import Geometry, Tables
@@ -29,6 +31,13 @@ from update_agent.host.disk import open_disk, read_tables
 SOURCE = HERE.parents[1] / "partition-layout/selector"
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+
+SECURE_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+SECURE_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd")
+"""Secure Boot is on, and trusts a key whose secret half comes with the package."""
+
+_SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil")
+_SNAKEOIL_PASSWORD = "snakeoil"  # noqa: S105  in the package's documentation
 
 BLOCK = 4096
 MIB = 2**20
@@ -193,6 +202,19 @@ def put_esp(disk: BootDisk, program: Path) -> None:
     tool("mcopy", "-i", image, program, "::/EFI/BOOT/BOOTX64.EFI")
 
 
+def signed(program: Path | bytes, folder: Path) -> Path:
+    """Return a program, signed with the key that the secure firmware trusts."""
+    plain, path = folder / "unsigned.efi", folder / "signed.efi"
+    plain.write_bytes(program.read_bytes() if isinstance(program, Path) else program)
+    key = folder / "key.pem"
+    tool(
+        "openssl", "pkey", "-in", _SNAKEOIL.with_suffix(".key"), "-out", key,
+        "-passin", f"pass:{_SNAKEOIL_PASSWORD}",
+    )  # fmt: skip
+    tool("sbsign", "--key", key, "--cert", _SNAKEOIL.with_suffix(".pem"), "--output", path, plain)
+    return path
+
+
 # The machine -------------------------------------------------------------------------------------
 
 
@@ -205,7 +227,15 @@ class Machine:
     reboots: bool = False
     """Whether a reset boots again; otherwise it ends the machine."""
 
-    options: Sequence[str] = ()
+    secure: bool = False
+    """Whether Secure Boot is on."""
+
+    controller: str = "virtio-blk-pci"
+    """What the disks hang on."""
+
+    log: Path | None = None
+    """Where every write and flush that reaches the first disk is logged, for ``read_log``."""
+
     text: str = ""
     """What the console said so far."""
 
@@ -216,19 +246,21 @@ class Machine:
 
     def __enter__(self) -> Self:
         variables = self.disks[0].path.with_suffix(".vars")
-        shutil.copy(VARIABLES, variables)
+        shutil.copy(SECURE_VARIABLES if self.secure else VARIABLES, variables)
+        firmware = SECURE_FIRMWARE if self.secure else FIRMWARE
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35", "-accel", accelerator(), "-cpu", "max", "-m", "256",
-            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}",
+            "-machine", "q35,smm=on" if self.secure else "q35",
+            "-accel", accelerator(), "-cpu", "max", "-m", "256", "-serial", "stdio",
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={firmware}",
             "-drive", f"if=pflash,format=raw,unit=1,file={variables}",
-            "-serial", "stdio",
         ]  # fmt: skip
+        if self.secure:
+            command += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         if not self.reboots:
             command.append("-no-reboot")
         for number, disk in enumerate(self.disks):
             command += self._disk_options(number, disk)
-        command += self.options
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -237,15 +269,26 @@ class Machine:
     def _disk_options(self, number: int, disk: BootDisk) -> list[str]:
         size = disk.geometry.sector_size
         read_only = "on" if self.read_only else "off"
+        device = f"disk{number}"
+        logged: list[str] = []
+        if self.log is not None and number == 0:
+            self.log.write_bytes(b"")
+            device = "logged"
+            logged = [
+                "-blockdev", f"driver=file,node-name=log,filename={self.log}",
+                "-blockdev",
+                f"driver=blklogwrites,node-name=logged,file=disk0,log=log,log-sector-size={size}",
+            ]  # fmt: skip
         return [
             "-blockdev",
             f"driver=file,node-name=file{number},filename={disk.path},read-only={read_only}",
             "-blockdev",
             f"driver=raw,node-name=disk{number},file=file{number},read-only={read_only}",
+            *logged,
             "-device",
             ",".join(
                 (
-                    f"virtio-blk-pci,drive=disk{number},bootindex={number + 1}",
+                    f"{self.controller},drive={device},bootindex={number + 1}",
                     f"logical_block_size={size},physical_block_size={size}",
                 )
             ),
@@ -303,6 +346,29 @@ class Machine:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+_LOG_HEADER = struct.Struct("<3QI")
+_LOG_ENTRY = struct.Struct("<4Q")
+_LOG_MAGIC = 0x6A736677736872
+_LOG_FLUSH, _LOG_DISCARD = 1, 4
+
+
+def read_log(path: Path) -> Iterator[Write | Flush]:
+    """Yield what reached the disk, in order (the format of Linux's dm-log-writes)."""
+    log = path.read_bytes()
+    magic, _version, count, size = _LOG_HEADER.unpack_from(log)
+    assert magic == _LOG_MAGIC
+    at = size
+    for _ in range(count):
+        lba, sectors, kind, _ = _LOG_ENTRY.unpack_from(log, at)
+        at += size
+        assert not kind & _LOG_DISCARD
+        if kind & _LOG_FLUSH:
+            yield Flush()
+        if sectors:
+            yield Write(lba=lba, data=log[at : at + sectors * size])
+            at += sectors * size
 
 
 _TCG = "tcg,thread=multi"

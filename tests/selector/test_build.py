@@ -11,10 +11,23 @@ from pathlib import Path
 import pytest
 
 from tests.disks import tool
-from tests.selector import rig
+from tests.selector import native, rig
 from tests.selector.native import BUILD, HERE
 
 ROOT = HERE.parents[1]
+
+UNDER_ASAN = (HERE / "test_twin.py", HERE / "test_image.py")
+
+_TOO_MUCH = """
+import ctypes
+from tests.selector import native
+sha256, libc = native.library().host_sha256, ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+sha256.argtypes = None
+digest = ctypes.create_string_buffer(32)
+size = ctypes.c_size_t
+sha256(ctypes.c_void_p(libc.malloc(size(64))), size(65), size(65), digest)
+"""
 
 
 def test_the_same_source_gives_the_same_bytes_wherever_it_is_built(tmp_path: Path) -> None:
@@ -42,6 +55,7 @@ def test_it_is_a_small_program_for_uefi(figure: Callable[[str], None]) -> None:
     assert len(built) < 32 * 1024
 
 
+@pytest.mark.case(73)
 def test_it_knows_no_file_system_no_variable_and_no_path_of_the_machine_that_built_it() -> None:
     sources = "".join(path.read_text() for path in rig.SOURCE.glob("*.[ch]"))
     built = rig.selector().read_bytes()
@@ -51,12 +65,40 @@ def test_it_knows_no_file_system_no_variable_and_no_path_of_the_machine_that_bui
     assert b"STOP-AT" not in built
 
 
+def _under_asan(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT, env=native.under_asan(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_address_sanitizer_finds_nothing_in_what_the_other_tests_do() -> None:
+    done = _under_asan("-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, UNDER_ASAN))
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+def test_address_sanitizer_finds_nothing_on_random_disks() -> None:
+    done = _under_asan("-m", "tests.fuzz.selector", "--count", "16000", "--seed", "7")
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("16,000 disks, 0 mismatches between C and Python")
+
+
+def test_address_sanitizer_would_find_a_byte_too_much() -> None:
+    done = _under_asan("-c", _TOO_MUCH)
+
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
 def test_the_fuzzer_finds_no_broken_promise_in_a_few_seconds(
     tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
     tool("make", "--silent", "-C", HERE, f"OUT={BUILD}", BUILD / "fuzz")
-    command = [BUILD / "fuzz", "-max_total_time=15", "-seed=1", "-max_len=400",
-               "-print_final_stats=1", f"-artifact_prefix={tmp_path}/", tmp_path]  # fmt: skip
+    limits = ("-max_total_time=15", "-seed=1", "-max_len=400", "-print_final_stats=1")
+    command = [str(BUILD / "fuzz"), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
     assert done.returncode == 0, done.stderr[-3000:]
