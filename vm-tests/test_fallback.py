@@ -1,5 +1,6 @@
 """Releases that fail, each in its own way: every one ends in the old slot, without a hand."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from machine import Machine
 from releases import NEVER_HEALTHY, PANICS, PID_1_HANGS, Workshop
 
 from update_agent.core import slot_image
+from update_agent.host.disk import open_disk, read_tables
 
 STARTS_TRIAL = "gptprio: slot B: kernel verified"
 STARTS_OLD = "gptprio: slot A: kernel verified"
@@ -122,3 +124,32 @@ def test_a_trial_that_is_never_healthy_ends_at_its_deadline(
         ends_in_the_old_slot(machine)
         took = seconds_between(machine, "not confirmed by its deadline", STARTS_OLD)
         figure(f"fallback: {took:.0f} s from the deadline of a trial to the old slot's kernel")
+
+
+def test_a_host_whose_state_is_lost_comes_up_with_a_volatile_one(
+    workshop: Workshop, new_machine: NewMachine
+) -> None:
+    disk = workshop.disk(workshop.release("1.0.0"), size_mib=5 * 1024)
+    lose_state(disk)
+    machine = new_machine(disk, "lost")
+
+    machine.power_on()
+    machine.wait_for_serial("STATE IS VOLATILE")
+    machine.wait_until_up()
+
+    assert machine.run("hostname") == "lost\n"
+    assert machine.run("findmnt -no FSTYPE /media/state") == "tmpfs\n"
+    machine.run("test -e /run/update-agent/state-is-volatile")
+    machine.cut_power()
+    workshop.forget(disk)
+
+
+def lose_state(disk: Path) -> None:
+    """Fill STATE with zeros: its file system and every spare copy of its superblock."""
+    with open_disk(disk) as opened:
+        table = read_tables(opened).authoritative
+    (state,) = (it for it in table.partitions if it.label == "STATE")
+    first, last = state.first_lba * 512, (state.last_lba + 1) * 512
+    subprocess.run(
+        ["fallocate", "-p", "-o", str(first), "-l", str(last - first), str(disk)], check=True
+    )

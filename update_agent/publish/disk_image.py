@@ -25,6 +25,7 @@ from update_agent.core.slot_image import HEADER_OFFSET, HEADER_SIZE, parse_heade
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host.device import Device, aligned, open_device
+from update_agent.publish.build import CACHE
 from update_agent.publish.debian import EPOCH
 from update_agent.publish.progress import Tell, teller
 from update_agent.publish.recipe import data, read_toml
@@ -270,11 +271,8 @@ def _ask(device: Path, *, yes: bool) -> None:
         raise HostError(f"{device} was left alone")
 
 
-def built_selector() -> Path:
-    """Return gptprio.efi, made first. Raises HostError."""
-    folder = data("partition-layout") / "selector"
-    run_program(["make", "-C", folder])
-    for path in (folder / "gptprio.efi", folder / "build/gptprio.efi"):
-        if path.is_file():
-            return path
-    raise HostError(f"make -C {folder} made no gptprio.efi")
+def built_selector(cache: Path = CACHE) -> Path:
+    """Return gptprio.efi, made in ``cache`` if it is not up to date. Raises HostError."""
+    out = cache / "selector"
+    run_program(["make", "-C", data("partition-layout") / "selector", f"OUT={out}"])
+    return out / "gptprio.efi"

@@ -23,7 +23,7 @@ LIBRARY = Path("usr/lib/update-agent/python")
 PROGRAMS = ("update-agentctl", "update-agent-slots", "update-agent-firstboot")
 """What a host needs of our programs; making and publishing releases happens elsewhere."""
 
-_LEFT_OUT = ("publish", "__pycache__")
+_LEFT_OUT = ("publish", "data", "__pycache__")
 _FOLDERS = (
     "boot", "dev", "home", "media/state", "mnt", "proc", "root", "run", "sys", "tmp", "var",
 )  # fmt: skip
