@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import NewMachine
 from machine import Machine
-from releases import NEVER_HEALTHY, PANICS, PID_1_HANGS, Workshop
+from releases import LEAN, NEVER_HEALTHY, PANICS, PID_1_HANGS, Workshop
 
 from update_agent.core import slot_image
 from update_agent.host.disk import open_disk, read_tables
@@ -26,7 +26,7 @@ BUSY = 30
 @contextmanager
 def trial(new_machine: NewMachine, workshop: Workshop, bad: Path) -> Iterator[Machine]:
     """A machine with a good release in slot A, about to try ``bad``, which has one try."""
-    disk = workshop.disk(workshop.release("1.0.0"), bad)
+    disk = workshop.disk(workshop.release("1.0.0", LEAN), bad)
     machine = new_machine(disk, bad.stem[:20])
     machine.power_on()
     machine.wait_for_serial(STARTS_TRIAL)
@@ -55,7 +55,7 @@ def seconds_between(machine: Machine, first: str, then: str) -> float:
 def test_a_flipped_byte_in_the_root_ends_in_the_other_slot(
     workshop: Workshop, new_machine: NewMachine, figure: Callable[[str], None]
 ) -> None:
-    bad = workshop.release("1.1.0-rotten", {"etc/release": "to be flipped"})
+    bad = workshop.release("1.1.0-rotten", LEAN)
     flip_a_byte_of_init(bad)
 
     with trial(new_machine, workshop, bad) as machine:
@@ -129,7 +129,7 @@ def test_a_trial_that_is_never_healthy_ends_at_its_deadline(
 def test_a_host_whose_state_is_lost_comes_up_with_a_volatile_one(
     workshop: Workshop, new_machine: NewMachine
 ) -> None:
-    disk = workshop.disk(workshop.release("1.0.0"), size_mib=5 * 1024)
+    disk = workshop.disk(workshop.release("1.0.0", LEAN), size_mib=5 * 1024)
     lose_state(disk)
     machine = new_machine(disk, "lost")
 

@@ -201,7 +201,7 @@ def test_a_unit_on_state_runs_and_comes_back_after_a_reboot_and_an_update(
     host.put(HELLO, "/media/state/units/hello.service")
     host.run("sudo systemctl restart local-enable.service")
     says_hello(host)
-    identity = host.run("cat /etc/machine-id; ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key")
+    identity = host.run("cat /etc/machine-id; ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
     assert re.match("[0-9a-f]{32}\n", identity)
 
     host.reboot()
@@ -209,7 +209,9 @@ def test_a_unit_on_state_runs_and_comes_back_after_a_reboot_and_an_update(
 
     says_hello(host)
     assert units_that_failed(host) == ""
-    assert identity == host.run("cat /etc/machine-id; ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key")
+    assert identity == host.run(
+        "cat /etc/machine-id; ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+    )
 
     host.run("sudo update-agent-slots retire B --disk /dev/vda")
     host.run("sudo dd if=/dev/vdb of=/dev/vda3 bs=4M oflag=direct conv=fsync", timeout=300)

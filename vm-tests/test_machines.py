@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import NewMachine
 from machine import Machine, Network, Throttle, free_port
-from releases import Workshop
+from releases import LEAN, Workshop
 
 RATE = 20 * 2**20
 
@@ -13,7 +13,7 @@ RATE = 20 * 2**20
 @pytest.fixture(scope="module")
 def pair(workshop: Workshop, new_machine: NewMachine) -> Iterator[tuple[Machine, Machine]]:
     """Two machines that share a network; the second one has a slow disk."""
-    disk = workshop.disk(workshop.release("1.0.0"))
+    disk = workshop.disk(workshop.release("1.0.0", LEAN))
     network = Network(port=free_port())
     one = new_machine(disk, "one", number=1, network=network)
     two = new_machine(
