@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from update_agent.core.slot import BootFlags, SlotName
-from update_agent.publish import build, disk_image, initramfs
+from update_agent.publish import build, debian, disk_image, initramfs
 from update_agent.publish.disk_image import CONFIRMED, Disk
 from update_agent.publish.progress import Tell, silent
 from update_agent.publish.recipe import Recipe
@@ -80,6 +80,10 @@ class Workshop:
         """
         name = f"{version}-{_digest(files or {})}{define}"
         return self._once(f"{name}.img", lambda path: self._build(version, files, define, path))
+
+    def debian(self) -> Path:
+        """Return the folder that every release is derived from."""
+        return debian.base_root(Recipe.load(), self.cache, self.tell)
 
     def disk(
         self,

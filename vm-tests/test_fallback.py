@@ -10,7 +10,7 @@ from conftest import NewMachine
 from machine import Machine
 from releases import LEAN, NEVER_HEALTHY, PANICS, PID_1_HANGS, Workshop
 
-from update_agent.core import slot_image
+from update_agent.core.chunking import BLOCK
 from update_agent.host.disk import open_disk, read_tables
 
 STARTS_TRIAL = "gptprio: slot B: kernel verified"
@@ -56,7 +56,7 @@ def test_a_flipped_byte_in_the_root_ends_in_the_other_slot(
     workshop: Workshop, new_machine: NewMachine, figure: Callable[[str], None]
 ) -> None:
     bad = workshop.release("1.1.0-rotten", LEAN)
-    flip_a_byte_of_init(bad)
+    flip_a_byte_of_init(bad, workshop.debian() / "usr/lib/systemd/systemd")
 
     with trial(new_machine, workshop, bad) as machine:
         machine.wait_for_serial("device-mapper: verity: .*is corrupted")
@@ -65,17 +65,15 @@ def test_a_flipped_byte_in_the_root_ends_in_the_other_slot(
         figure(f"fallback: {took:.0f} s from a flipped byte to the other slot's kernel")
 
 
-def flip_a_byte_of_init(image: Path) -> None:
+def flip_a_byte_of_init(image: Path, program: Path) -> None:
     """Change a byte of the program that PID 1 is, where it stands in the slot image."""
-    needle = b"Failed to fully start up daemon"  # in systemd's own text, and nowhere else
+    begins = program.read_bytes()[:BLOCK]
     with image.open("r+b") as file:
-        file.seek(slot_image.HEADER_OFFSET)
-        parts = slot_image.parse_header(file.read(slot_image.HEADER_SIZE))
-        file.seek(0)
-        root = file.read(parts.fs_size)
-        at = root.index(needle)
-        file.seek(at)
-        file.write(b"f")
+        at = file.read().index(begins)
+        file.seek(at + 100)
+        (byte,) = file.read(1)
+        file.seek(at + 100)
+        file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.case(65)
