@@ -118,8 +118,7 @@ CASES = {
 
 LATER = {
     **dict.fromkeys(range(1, 21), "with signatures and releases"),
-    **dict.fromkeys((52, 67, 68, 71, 72), "with the daemon"),
-    **dict.fromkeys((66, 73, 74), "with the selector"),
+    **dict.fromkeys((52, 67, 68), "with the daemon"),
     **dict.fromkeys(range(76, 94), "with the cluster"),
     **dict.fromkeys(range(94, 102), "with the update server and its repository"),
 }
@@ -129,11 +128,13 @@ LATER = {
 def marked() -> dict[int, list[str]]:
     """Return the test files that hold each case, by the marks in them."""
     found: dict[int, set[str]] = {}
-    for module in sorted(TESTS.rglob("test_*.py")):
+    modules = [*TESTS.rglob("test_*.py"), *TESTS.parent.glob("vm-tests/test_*.py")]
+    for module in sorted(modules):
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.case":
                 for number in node.args:
-                    name = str(module.relative_to(TESTS))
+                    base = TESTS if module.is_relative_to(TESTS) else TESTS.parent
+                    name = str(module.relative_to(base))
                     found.setdefault(int(ast.literal_eval(number)), set()).add(name)
     return {number: sorted(names) for number, names in found.items()}
 

@@ -61,6 +61,7 @@ _HEADER = Struct("<8s4I4Q16sQ3I")
 _CRC = slice(16, 20)
 _ENTRY = Struct("<16s16sQQQ72s")
 _WORD = Struct("<Q")
+_LAST_LBA_OFFSET = 40
 _WORD_OFFSET = 48
 """Where the attribute word stands in an entry."""
 
@@ -210,6 +211,17 @@ class Table:
             for partition in self.partitions
         )
         header = replace(self.header, entries_crc32=crc32(array))
+        return Table(header=header, array=bytes(array), partitions=partitions)
+
+    def with_last_lba(self, number: int, last_lba: int, *, last_usable: int) -> "Table":
+        """Return the table with a partition that ends elsewhere, and the disk as well."""
+        array = bytearray(self.array)
+        _WORD.pack_into(array, (number - 1) * ENTRY_SIZE + _LAST_LBA_OFFSET, last_lba)
+        partitions = tuple(
+            replace(partition, last_lba=last_lba) if partition.number == number else partition
+            for partition in self.partitions
+        )
+        header = replace(self.header, last_usable=last_usable, entries_crc32=crc32(array))
         return Table(header=header, array=bytes(array), partitions=partitions)
 
 
@@ -477,7 +489,29 @@ def change(tables: Tables, words: Mapping[int, int]) -> Plan:
     """
     if not tables.sound:
         raise ValueError("tables must be repaired before they are changed")
-    changed = tables.authoritative.with_attributes(words)
+    return _changed(tables, tables.authoritative.with_attributes(words))
+
+
+def grow(tables: Tables, number: int) -> Plan:
+    """Return how to let the last partition on the disk, ``number``, end where the disk does.
+
+    In whole MiB, with the phases of a change. Raises HostError when it is not the last one.
+    """
+    if not tables.sound:
+        raise ValueError("tables must be repaired before they are changed")
+    table = tables.authoritative
+    part = next(it for it in table.partitions if it.number == number)
+    if any(it.first_lba > part.last_lba for it in table.partitions):
+        raise HostError(f"partition {number} ({part.label}) is not the last one, so it can't grow")
+    last_usable = tables.geometry.last_lba - table.header.array_sectors - 1
+    mib = tables.geometry.sectors_of(2**20)
+    last_lba = (last_usable + 1) // mib * mib - 1
+    if last_lba <= part.last_lba:
+        return Plan(phases=(), after=tables)
+    return _changed(tables, table.with_last_lba(number, last_lba, last_usable=last_usable))
+
+
+def _changed(tables: Tables, changed: Table) -> Plan:
     if changed.array == tables.authoritative.array:
         return Plan(phases=(), after=tables)
     primary = _as_primary(changed, _spare_place(changed.header), tables.geometry)

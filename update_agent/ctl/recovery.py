@@ -6,14 +6,14 @@ that is in use.
 """
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from update_agent import cli
 from update_agent.core import slot
 from update_agent.core.slot import SlotName, Slots
-from update_agent.ctl.slots import add_disk_options, booted_on, look, slot_lines, slots_as_json
+from update_agent.ctl.slots import View, add_disk_options, look, slot_lines, slots_as_json
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host import udev
@@ -38,6 +38,9 @@ _OPERATIONS: dict[str, tuple[_Operation, str]] = {
     "rollback": (slot.rollback, "make a successful slot the next to boot"),
 }
 
+BOOTED = "booted"
+"""Names the slot that this host runs from, whichever it is."""
+
 _REPLACES = {"retire", "arm"}
 """Operations for a slot whose content changes hands: it must be in nobody's use."""
 
@@ -51,33 +54,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, (_, meaning) in _OPERATIONS.items():
-        verb = _add_verb(verbs.add_parser(name, help=meaning, description=f"{meaning}."), change)
-        verb.add_argument("slot", type=SlotName, choices=tuple(SlotName), metavar="A|B")
-        verb.set_defaults(operation=name)
+        verb = verbs.add_parser(name, help=meaning, description=f"{meaning}.")
+        add_disk_options(verb, required=False)
+        verb.add_argument("slot", choices=(*SlotName, BOOTED), metavar="A|B|booted",
+                          help="the slot; 'booted' is the one this host runs from")  # fmt: skip
+        verb.set_defaults(run=change, operation=name, wrong_usage=verb.error)
         verb.add_argument("--dry-run", action="store_true", help="show it, write nothing")
         verb.add_argument("--json", action="store_true", help="print JSON")
     meaning = "make both copies of the partition table whole and equal"
-    _add_verb(verbs.add_parser("repair", help=meaning, description=f"{meaning}."), repair)
-    return cli.run(command, argv)
-
-
-def _add_verb(verb: ArgumentParser, run: Callable[[Namespace], int]) -> ArgumentParser:
+    verb = verbs.add_parser("repair", help=meaning, description=f"{meaning}.")
     add_disk_options(verb, required=True)
-    verb.set_defaults(run=run)
-    return verb
+    verb.set_defaults(run=repair)
+    return cli.run(command, argv)
 
 
 def change(options: Namespace) -> int:
     """Carry out one operation on one slot and print both slots as they then stand."""
     operation, _ = _OPERATIONS[options.operation]
+    if options.disk is None and options.slot != BOOTED:
+        options.wrong_usage("--disk is required, but for the slot 'booted'")
     before = look(options.disk, options.sector_size)
     if isinstance(before.slots, HostError):
         raise before.slots
-    with _unused(options, before.slots[options.slot].number):
+    name = _named(options.slot, before)
+    with _unused(options.operation, before, name):
         if options.dry_run:
-            after = operation(before.slots, options.slot)
+            after = operation(before.slots, name)
         else:
-            after = _store(options, operation)
+            with disks.open_disk(
+                before.disk, writable=True, sector_size=options.sector_size
+            ) as disk:
+                after = disks.change_slots(disk, lambda slots: operation(slots, name))
     if options.json:
         print(json.dumps({"slots": slots_as_json(after), "why": slot.explain(after)}, indent=2))
     else:
@@ -85,30 +92,34 @@ def change(options: Namespace) -> int:
     return 0
 
 
-def _store(options: Namespace, operation: _Operation) -> Slots:
-    with disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk:
-        return disks.change_slots(disk, lambda slots: operation(slots, options.slot))
-
-
-def _unused(options: Namespace, number: int) -> AbstractContextManager[None]:
-    if options.operation not in _REPLACES:
-        return nullcontext()
-    booted = booted_on(options.disk)
-    if isinstance(booted, udev.BootedPartition) and booted.number == number:
+def _named(text: str, view: View) -> SlotName:
+    if text != BOOTED:
+        return SlotName(text)
+    if view.booted is None:
         raise HostError(
-            f"slot {options.slot} is the one this host runs from; it is not touched",
-            hint=f"roll back to slot {options.slot.other} and reboot first",
+            f"this host runs from no slot of {view.disk}", hint="say A or B instead of 'booted'"
         )
-    return udev.unused(options.disk, number)
+    return view.booted
+
+
+def _unused(operation: str, view: View, name: SlotName) -> AbstractContextManager[None]:
+    if operation not in _REPLACES or isinstance(view.slots, HostError):
+        return nullcontext()
+    if view.booted is name:
+        raise HostError(
+            f"slot {name} is the one this host runs from; it is not touched",
+            hint=f"roll back to slot {name.other} and reboot first",
+        )
+    return udev.unused(view.disk, view.slots[name].number)
 
 
 def repair(options: Namespace) -> int:
     """Repair the partition table and say what was wrong with it."""
     before = look(options.disk, options.sector_size)
-    with disks.open_disk(options.disk, writable=True, sector_size=options.sector_size) as disk:
+    with disks.open_disk(before.disk, writable=True, sector_size=options.sector_size) as disk:
         after = disks.repair(disk)
     if before.tables == after:
-        print(f"{options.disk}: both copies of the partition table are good; nothing was written")
+        print(f"{before.disk}: both copies of the partition table are good; nothing was written")
     else:
-        print(f"{options.disk}: both copies of the partition table are good now")
+        print(f"{before.disk}: both copies of the partition table are good now")
     return 0

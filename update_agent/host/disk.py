@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from update_agent.core import gpt, slot
-from update_agent.core.gpt import Copy, Geometry, Plan, Table, TableError, Tables
+from update_agent.core.gpt import Copy, Geometry, Partition, Plan, Table, TableError, Tables
 from update_agent.core.slot import Slots
 from update_agent.errors import HostError
 from update_agent.host.device import Device, aligned, open_device
@@ -208,6 +208,28 @@ def change_slots(disk: Disk, edit: Callable[[Slots], Slots]) -> Slots:
     _carry_out(disk, mend)
     _carry_out(disk, flip)
     return new
+
+
+def grow(disk: Disk, label: str) -> Partition:
+    """Let the partition ``label``, the last one, end where the disk does; return it.
+
+    As safe as a change of flags: cut the power anywhere and it has its old size or the new one.
+    Raises HostError.
+    """
+    mend = gpt.repair(_settled(disk))
+    number = _labelled(mend.after.authoritative, label).number
+    larger = gpt.grow(mend.after, number)
+    if larger.phases:
+        _carry_out(disk, mend)
+        _carry_out(disk, larger)
+    return _labelled(larger.after.authoritative, label)
+
+
+def _labelled(table: Table, label: str) -> Partition:
+    found = [it for it in table.partitions if it.label == label]
+    if len(found) != 1:
+        raise HostError(f"the disk has {len(found)} partitions labelled {label}, wanted 1")
+    return found[0]
 
 
 def _settled(disk: Disk) -> Tables:

@@ -86,6 +86,14 @@ def unused(disk: Path, number: int) -> Iterator[None]:
         os.close(fd)
 
 
+def partition_node(disk: Path, number: int) -> Path:
+    """Return the device of partition ``number`` of ``disk``. Raises HostError."""
+    partition = _partition(disk, number)
+    if partition is None:
+        raise HostError(f"the kernel knows no partition {number} of {disk}")
+    return Path(partition.device_node)
+
+
 def _partition(disk: Path, number: int) -> pyudev.Device | None:
     status = disk.stat()
     if not stat.S_ISBLK(status.st_mode):

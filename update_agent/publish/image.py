@@ -20,6 +20,8 @@ from update_agent.host.device import Device, open_device
 from update_agent.host.download import Download, NoMirrorError
 from update_agent.host.http import HttpError, Limits, Network, Way, get
 from update_agent.host.install import Report, Source
+from update_agent.publish import build as building
+from update_agent.publish import disk_image
 from update_agent.publish import seal as sealing
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ _DISK_RATE = 300e6
 
 _EPILOG = """\
 examples:
+  update-agent-image build --version 1.0.0 --output v1.img
+  update-agent-image disk --image v1.img --output disk.img
+  update-agent-image disk --image v1.img --output /dev/sdX
   update-agent-image seal --root root/ --kernel linux.efi --output v2.img
   update-agent-image apply --index http://server/v2.index --slot /dev/sda3 --source /dev/sda2
   update-agent-image apply --index v2.from.v1.index --full v2.index --slot slot.img --source v1.img
@@ -43,6 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "update-agent-image", "Make slot images, and put them into slots by hand.", _EPILOG
     )
     verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    building.add_options(
+        verbs.add_parser(
+            "build",
+            help="make a slot image of Debian packages and update-agent",
+            description="Make the slot image of a release: install Debian's packages from this "
+            "machine's own apt sources (once, then from the cache), lay update-agent and the files "
+            "of partition-layout/image/ over them, and seal the root with its kernel. The same "
+            "packages and version give the same bytes. Needs root.",
+        )
+    )
+    disk_image.add_options(
+        verbs.add_parser(
+            "disk",
+            help="make a disk that boots: an image file, or an installation on a device",
+            description="Make a disk that boots: the selector, the slot image in slot A, an empty "
+            "slot B, and STATE. On a device this is the installation: everything on it is lost, "
+            "what was written is read back, and a device in use is refused.",
+        )
+    )
     _add_seal(
         verbs.add_parser(
             "seal",

@@ -6,7 +6,6 @@ makes the hash tree.
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from update_agent.core.chunking import BLOCK
 from update_agent.core.slot_image import Kernel, Layout
 from update_agent.errors import HostError
 from update_agent.host.files import replaced
+from update_agent.publish import uki
 from update_agent.run import run
 
 _UUID = "5c7cbd39-6a3e-4d39-a49c-26a1b3a0c1a5"
@@ -33,8 +33,9 @@ _EROFS_HEAD = Struct("<4s8xB")
 def seal(root: Path, kernel: Path, output: Path) -> str:
     """Write the slot image of ``root``, an erofs or a folder, and ``kernel``; return its root hash.
 
-    The root hash is in hexadecimal. ``output`` is replaced as a whole, or not at all. Raises
-    HostError.
+    The root hash is in hexadecimal. It is filled into a command line that leaves it open, and one
+    that names another root is refused. ``output`` is replaced as a whole, or not at all. Raises
+    HostError, ReleaseError.
     """
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".seal-") as scratch:
@@ -49,14 +50,16 @@ def seal(root: Path, kernel: Path, output: Path) -> str:
 
 
 def _seal(fs: Path, kernel: Path, work: Path) -> str:
-    described = _describe(kernel)
-    parts = _layout(_append(fs, work), described)
+    content = kernel.read_bytes()
+    if not content:
+        raise HostError(f"{kernel} is empty, wanted a unified kernel image")
+    parts = _layout(_append(fs, work), len(content))
     _put(work, slot_image.HEADER_OFFSET, parts.encode())
     root_hash = _hash_tree(work, parts)
-    _put(work, parts.kernel_offset, described.encode())
-    _append(kernel, work)
-    if work.stat().st_size != parts.image_size:
-        raise HostError(f"{kernel} changed while it was read")
+    content = uki.name_root(content, root_hash)
+    described = Kernel(size=len(content), digest=hashlib.sha256(content).digest())
+    region = (described.encode() + content).ljust(parts.kernel_region_size, b"\0")
+    _put(work, parts.kernel_offset, region)
     return root_hash
 
 
@@ -82,10 +85,10 @@ def _erofs(tree: Path, scratch: Path) -> Path:
     return made
 
 
-def _layout(fs_size: int, kernel: Kernel) -> Layout:
+def _layout(fs_size: int, kernel_size: int) -> Layout:
     """Return where everything goes; known before hashing, for the tree covers the header."""
     kernel_offset = fs_size + BLOCK * (1 + sum(slot_image.level_sizes(fs_size // BLOCK)))
-    kernel_region_size = BLOCK + _rounded(kernel.size)
+    kernel_region_size = BLOCK + _rounded(kernel_size)
     return Layout(
         fs_size=fs_size,
         verity_offset=fs_size,
@@ -110,15 +113,6 @@ def _hash_tree(image: Path, parts: Layout) -> str:
     return said.partition("Root hash:")[2].split()[0]
 
 
-def _describe(kernel: Path) -> Kernel:
-    with kernel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-        size = file.tell()
-    if size == 0:
-        raise HostError(f"{kernel} is empty, wanted a unified kernel image")
-    return Kernel(size=size, digest=digest)
-
-
 def _append(part: Path, image: Path) -> int:
     """Append ``part``, filled up to a whole block; return the size of ``image`` then."""
     with part.open("rb") as source, image.open("ab") as target:
@@ -128,11 +122,9 @@ def _append(part: Path, image: Path) -> int:
 
 
 def _put(image: Path, offset: int, content: bytes) -> None:
-    fd = os.open(image, os.O_WRONLY)
-    try:
-        os.pwrite(fd, content, offset)
-    finally:
-        os.close(fd)
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
 
 
 def _rounded(size: int) -> int:

@@ -1,0 +1,86 @@
+"""Settings from outside: each becomes a file, or is refused alone."""
+
+import json
+
+import pytest
+
+from update_agent.core import provision
+from update_agent.core.provision import File
+
+ROOT = json.dumps({"signed": {"_type": "root"}, "signatures": []})
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ core@desk"
+
+
+def test_every_setting_becomes_a_file() -> None:
+    plan = provision.plan(
+        {
+            "hostname": b"web-1.example.org\n",
+            "ssh-keys": f"# desk\n{KEY}\n".encode(),
+            "server": b"https://updates.example/os",
+            "channel": b"stable",
+            "root": ROOT.encode(),
+            "etcd": b"ETCD_NAME=one\nETCD_INITIAL_CLUSTER=one=http://10.0.0.1:2380",
+        }
+    )
+
+    assert plan.refused == ()
+    assert set(plan.files) == {
+        File(path="/etc/hostname", content="web-1.example.org\n"),
+        File(path="/etc/ssh/authorized_keys.d/core", content=f"# desk\n{KEY}\n"),
+        File(path="/etc/update-agent/root.json", content=f"{ROOT}\n"),
+        File(
+            path="/etc/default/etcd",
+            content="ETCD_NAME=one\nETCD_INITIAL_CLUSTER=one=http://10.0.0.1:2380\n",
+        ),
+        File(
+            path="/etc/update-agent/conf.d/50-provided.toml",
+            content='server = "https://updates.example/os"\nchannel = "stable"\n',
+        ),
+    }
+
+
+def test_nothing_given_is_nothing_to_write() -> None:
+    assert provision.plan({}) == provision.Plan(files=(), refused=())
+
+
+def test_all_settings_are_known_to_one_table() -> None:
+    assert set(provision.SETTINGS) == {"hostname", "ssh-keys", "server", "channel", "root", "etcd"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hostnames", b"a", "^setting hostnames is not known$"),
+        ("hostname", b"", "^setting hostname is empty or has control characters$"),
+        ("hostname", b"a\0b", "control characters"),
+        ("hostname", b"\xff", "^setting hostname is no UTF-8 text$"),
+        ("hostname", b"Web_1", "^setting hostname is 'Web_1', wanted a host name in lower case$"),
+        ("hostname", b"-a", "wanted a host name"),
+        ("hostname", b"a..b", "wanted a host name"),
+        ("hostname", b"a" * 65, "wanted a host name"),
+        ("hostname", b"a\nb", "wanted a host name"),
+        ("ssh-keys", b"ssh-ed25519", "wanted lines of authorized_keys"),
+        ("ssh-keys", b"-----BEGIN OPENSSH PRIVATE KEY-----", "wanted lines of authorized_keys"),
+        ("server", b"ftp://a", "^setting server is 'ftp://a', wanted an http:// or https:// URL$"),
+        ("server", b'http://a"\nx = 1', "wanted an http"),
+        ("channel", b"../stable", "wanted a channel's name"),
+        ("root", b"{", "^setting root is no JSON"),
+        ("root", b"[]", "^setting root is no TUF root metadata$"),
+        ("root", b'{"signed": {"_type": "snapshot"}}', "no TUF root metadata"),
+        ("etcd", b"PATH=/tmp", "wanted lines such as ETCD_NAME=one"),
+        ("etcd", b"ETCD_NAME=$(reboot)", "wanted lines such as"),
+        ("root", b"x" * 600_000, "^setting root has 600000 bytes, wanted at most 524288$"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_keeps_out_no_other(
+    name: str, value: bytes, message: str
+) -> None:
+    given = {"channel" if name != "channel" else "hostname": b"good", name: value}
+
+    plan = provision.plan(given)
+
+    assert len(plan.files) == 1
+    (refused,) = plan.refused
+    assert refused.exit_code == 4
+    with pytest.raises(provision.SettingError, match=message):
+        raise refused

@@ -1,0 +1,143 @@
+"""Disks that boot: what independent tools say of them, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.disks import loop, tool
+from tests.images import Releases
+from update_agent.core.slot import BootFlags, SlotName
+from update_agent.errors import HostError
+from update_agent.publish import disk_image, image
+from update_agent.publish.disk_image import CONFIRMED, Disk
+from update_agent.publish.progress import silent
+
+MIB = 2**20
+SIZE = 200
+
+
+@pytest.fixture
+def disk(releases: Releases, tmp_path: Path) -> Disk:
+    selector = tmp_path / "gptprio.efi"
+    selector.write_bytes(b"MZ the selector")
+    return Disk(
+        selector=selector,
+        slots={SlotName.A: releases.v1.image},
+        flags={SlotName.A: CONFIRMED, SlotName.B: BootFlags()},
+        slot_mib=16,
+    )
+
+
+def made(disk: Disk, folder: Path) -> Path:
+    path = folder / "disk.img"
+    disk_image.make_file(disk, path, size_mib=SIZE, tell=silent)
+    return path
+
+
+def test_other_tools_find_the_layout_and_nothing_wrong(disk: Disk, tmp_path: Path) -> None:
+    path = made(disk, tmp_path)
+
+    # The gap is our second place for the primary's entries (README, decisions).
+    assert "No problems found" in tool("sgdisk", "-v", path)
+    said = tool("sfdisk", "-o", "start,sectors,name", "-l", path)
+    assert [line.split() for line in said.splitlines()[-4:]] == [
+        ["2048", "131072", "ESP"],
+        ["133120", "32768", "ROOT-A"],
+        ["165888", "32768", "ROOT-B"],
+        ["198656", "208896", "STATE"],
+    ]
+
+
+def test_the_selector_the_slot_and_state_stand_in_their_places(
+    disk: Disk, releases: Releases, tmp_path: Path
+) -> None:
+    path = made(disk, tmp_path)
+    content = path.read_bytes()
+
+    assert content[133120 * 512 :].startswith(releases.v1.content)
+    assert content[165888 * 512 : 198656 * 512] == bytes(16 * MIB)
+    assert tool("mtype", "-i", f"{path}@@1M", "::EFI/BOOT/BOOTX64.EFI") == "MZ the selector"
+    state = tmp_path / "state"
+    state.write_bytes(content[198656 * 512 : (198656 + 208896) * 512])
+    tool("e2fsck", "-fn", state)
+    assert "STATE" in tool("dumpe2fs", "-h", state)
+
+
+def test_slot_a_boots_and_the_file_is_sparse(disk: Disk, tmp_path: Path) -> None:
+    path = made(disk, tmp_path)
+
+    assert tool("update-agentctl", "slots", "--disk", path).endswith(
+        "slot A boots next: slot B is retired and may not boot\n"
+    )
+    assert path.stat().st_blocks * 512 < 40 * MIB
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["disk.img", "gptprio.efi"]
+
+
+def test_an_image_that_is_too_large_is_refused(disk: Disk, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"v1.img has \d MiB, slot A has 2$"):
+        disk_image.make_file(
+            Disk(selector=disk.selector, slots=disk.slots, flags=disk.flags, slot_mib=2),
+            tmp_path / "disk.img", size_mib=SIZE, tell=silent,
+        )  # fmt: skip
+    assert not (tmp_path / "disk.img").exists()
+
+
+# Installing --------------------------------------------------------------------------------------
+
+
+def install(device: Path, disk: Disk, *more: str) -> int:
+    (slot_image,) = disk.slots.values()
+    return image.main(
+        [
+            "disk", "--image", str(slot_image), "--selector", str(disk.selector),
+            "--slot-size", "16", "--output", str(device), *more,
+        ]
+    )  # fmt: skip
+
+
+def test_a_device_is_installed_over_whatever_was_on_it(
+    disk: Disk, releases: Releases, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.img"
+    old.write_bytes(b"\xa5" * (SIZE * MIB))
+    with loop(old) as device:
+        assert install(device, disk, "--yes") == 0
+        assert "slot A boots next" in tool("update-agentctl", "slots", "--disk", device)
+
+    content = old.read_bytes()
+    assert content[133120 * 512 :].startswith(releases.v1.content)
+    assert content[165888 * 512 :].startswith(bytes(4096))
+
+
+def test_a_device_is_not_overwritten_unasked(
+    disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.img"
+    old.write_bytes(b"\xa5" * (SIZE * MIB))
+    with loop(old) as device:
+        assert install(device, disk) == 4
+    assert "would be overwritten\n(say --yes if it should be)" in capsys.readouterr().err
+    assert old.read_bytes() == b"\xa5" * (SIZE * MIB)
+
+
+def test_a_device_in_use_is_refused(
+    disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, mount = tmp_path / "old.img", tmp_path / "mount"
+    old.write_bytes(bytes(SIZE * MIB))
+    mount.mkdir()
+    with loop(old) as device:
+        tool("mkfs.ext4", "-q", device)
+        tool("mount", device, mount)
+        try:
+            assert install(device, disk, "--yes") == 4
+        finally:
+            tool("umount", mount)
+    assert "it is mounted or in use" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_no_file_to_make(
+    disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install(Path("/dev/no-such-disk"), disk, "--yes") == 4
+    assert "there is no device /dev/no-such-disk" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""The root of one release: the Debian root, with our files, update-agent and the version laid over.
+
+Derived with hard links, so it takes seconds and no space; a file is replaced, and never written to,
+because the cache's tree shares its content. Users and enabled units are made by systemd's own tools
+as on a host.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import update_agent
+from update_agent.errors import HostError
+from update_agent.publish.debian import EPOCH
+from update_agent.publish.recipe import Recipe, data
+from update_agent.run import run
+
+LIBRARY = Path("usr/lib/update-agent/python")
+"""Where update-agent and its wheels are on a host: out of the way of Debian's Python packages."""
+
+PROGRAMS = ("update-agentctl", "update-agent-slots", "update-agent-firstboot")
+"""What a host needs of our programs; making and publishing releases happens elsewhere."""
+
+_LEFT_OUT = ("publish", "data", "__pycache__")
+_FOLDERS = (
+    "boot", "dev", "home", "media/state", "mnt", "proc", "root", "run", "sys", "tmp", "var",
+)  # fmt: skip
+
+_SCRIPT = """\
+#!/usr/bin/python3 -I
+import sys
+
+sys.path.insert(0, "/{library}")
+from {module} import {function}
+
+sys.exit({function}())
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What tells one image from another."""
+
+    version: str
+    product: str = "update-agent-os"
+    overlays: tuple[Path, ...] = ()
+    """Folders laid over everything else: an operator's own files, or a test's."""
+
+
+def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: Path) -> None:
+    """Make the folder ``root``, on the file system of ``base``. Raises HostError."""
+    run(["cp", "--archive", "--link", base, root])
+    for pattern in recipe.remove:
+        _remove(root, pattern)
+    for name in _FOLDERS:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    _lay_over(data("systemd"), root / "usr/lib/systemd")
+    _lay_over(recipe.tree, root)
+    for name, target in recipe.links.items():
+        _link(root / name, target)
+    _install_agent(wheels, root)
+    _name_release(root, release)
+    run(["systemd-sysusers", f"--root={root}"])
+    run(["systemctl", f"--root={root}", "enable", "--quiet", *_units(recipe)])
+    for overlay in release.overlays:
+        _lay_over(overlay, root)
+    _settle(root)
+
+
+def _remove(root: Path, pattern: str) -> None:
+    for path in list(root.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _lay_over(source: Path, root: Path) -> None:
+    """Copy a tree onto another: content, mode and links count; owner and times don't."""
+    if not source.is_dir():
+        raise HostError(f"{source} is no folder")
+    for folder, folders, files in os.walk(source):
+        here = root / Path(folder).relative_to(source)
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_dir() and not path.is_symlink():
+                (here / name).mkdir(exist_ok=True, parents=True)
+            else:
+                _replace(path, here / name)
+
+
+def _replace(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copyfile(source, target, follow_symlinks=False)
+    if not target.is_symlink():
+        target.chmod(
+            0o755 if os.access(source, os.X_OK) and source.stat().st_mode & 0o100 else 0o644
+        )
+
+
+def _write(path: Path, content: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+
+
+def _link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def _install_agent(wheels: Path, root: Path) -> None:
+    library = root / LIBRARY
+    shutil.copytree(wheels, library, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(update_agent.__file__).parent,
+        library / "update_agent",
+        ignore=shutil.ignore_patterns(*_LEFT_OUT),
+    )
+    for program in PROGRAMS:
+        (point,) = entry_points(group="console_scripts", name=program)
+        script = _SCRIPT.format(library=LIBRARY, module=point.module, function=point.attr)
+        _write(root / "usr/bin" / program, script, 0o755)
+    run([
+        "chroot", root, "python3", "-m", "compileall", "-q",
+        "--invalidation-mode", "unchecked-hash",
+        f"/{LIBRARY}",
+    ], environment={"SOURCE_DATE_EPOCH": EPOCH, "PYTHONHASHSEED": "0"})  # fmt: skip
+
+
+def _name_release(root: Path, release: Release) -> None:
+    path = root / "usr/lib/os-release"
+    lines = [
+        line
+        for line in path.read_text().splitlines()
+        if not line.startswith(("IMAGE_", "PRETTY_NAME="))
+    ]
+    lines += [
+        f'PRETTY_NAME="{release.product} {release.version}"',
+        f"IMAGE_ID={release.product}",
+        f"IMAGE_VERSION={release.version}",
+    ]
+    _write(path, "".join(f"{line}\n" for line in lines))
+
+
+def _units(recipe: Recipe) -> list[str]:
+    """Return the units to enable: ours that ask for it, and the network."""
+    units = "usr/lib/systemd/system"
+    ours = (*data("systemd").glob("system/*"), *(recipe.tree / units).glob("*"))
+    names = {it.name for it in ours if it.is_file() and "[Install]" in it.read_text()}
+    return sorted(names | {"systemd-networkd.service", "systemd-resolved.service"})
+
+
+def _settle(root: Path) -> None:
+    """Remove what our tools left behind, and what depends on the day."""
+    for name in ("etc/.pwd.lock", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-"):
+        (root / name).unlink(missing_ok=True)
+    shadow = root / "etc/shadow"
+    day = str(int(EPOCH) // 86400)
+    fields = [line.split(":") for line in shadow.read_text().splitlines()]
+    _write(shadow, "".join(":".join([*it[:2], day, *it[3:]]) + "\n" for it in fields), 0o640)
+    os.chown(shadow, 0, _group(root, "shadow"))
+
+
+def _group(root: Path, name: str) -> int:
+    lines = (root / "etc/group").read_text().splitlines()
+    return next(int(line.split(":")[2]) for line in lines if line.startswith(f"{name}:"))
