@@ -24,7 +24,7 @@ Requires=docker.service
 
 [Service]
 ExecStartPre=-/usr/bin/docker rm --force hello
-ExecStart=/usr/bin/docker run --rm --name hello busybox \\
+ExecStart=/usr/bin/docker run --rm --init --name hello busybox \\
     sh -c "while true; do echo hello again; sleep 1; done"
 Restart=always
 
