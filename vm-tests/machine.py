@@ -29,7 +29,7 @@ CACHE = Path("/var/cache/update-agent")
 UP = r"Reached target.*multi-user\.target"
 """What the console says when a host is up, sshd and all."""
 
-BOOT = 300.0
+BOOT = 600.0
 """Seconds that a boot may take, on a busy machine without hardware acceleration."""
 
 HOST = "10.0.2.2"
