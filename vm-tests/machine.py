@@ -29,7 +29,7 @@ CACHE = Path("/var/cache/update-agent")
 UP = r"Reached target.*multi-user\.target"
 """What the console says when a host is up, sshd and all."""
 
-BOOT = 300.0
+BOOT = 600.0
 """Seconds that a boot may take, on a busy machine without hardware acceleration."""
 
 HOST = "10.0.2.2"
@@ -137,6 +137,8 @@ class Machine:
         self._began = 0.0
         self._seen = 0
         self._over = True
+        self.booted_at = 0.0
+        """When the last boot began, in seconds since power-on."""
         if not self._variables.exists():
             _image("convert", "-q", "-O", "qcow2", VARIABLES, self._variables)
         if not self.layer.exists():
@@ -178,6 +180,7 @@ class Machine:
         self.lines.clear()
         self._seen = 0
         self._over = False
+        self.booted_at = 0.0
         self._began = time.monotonic()
         place = self.folder / "console"
         place.unlink(missing_ok=True)
@@ -233,6 +236,7 @@ class Machine:
         """Reboot the host from inside, and wait until it is up again."""
         self.run("sudo systemctl --no-block reboot")
         self.wait_for_serial("reboot: Restarting system")
+        self.booted_at = self.lines[self._seen - 1].at
         self.wait_until_up()
 
     def _command(self, console: int) -> list[str]:
@@ -299,10 +303,10 @@ class Machine:
                     raise self._error(f"{self.name} did not say {pattern!r} in {timeout:.0f} s")
                 self._news.wait(left)
 
-    def said_at(self, pattern: str) -> float:
+    def said_at(self, pattern: str, since: float = 0.0) -> float:
         """Return when the console said ``pattern`` first, in seconds since power-on."""
         for line in list(self.lines):
-            if re.search(pattern, line.text):
+            if line.at >= since and re.search(pattern, line.text):
                 return line.at
         raise self._error(f"{self.name} never said {pattern!r}")
 

@@ -93,7 +93,10 @@ def ssh(options: Namespace) -> int:
 
 def status(_: Namespace) -> int:
     """Show every machine, whether it runs, and how to reach it."""
-    for machine in _all():
+    machines = list(_all())
+    if not machines:
+        print("no machines; 'vm-tests/vm up' starts one")
+    for machine in machines:
         process = _process(machine.folder)
         state = f"runs (process {process})" if process else "off"
         print(f"{machine.name:8} {state:24} ssh port {machine.ssh_port}, {machine.address}")

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NewMachine
@@ -24,7 +25,7 @@ Requires=docker.service
 
 [Service]
 ExecStartPre=-/usr/bin/docker rm --force hello
-ExecStart=/usr/bin/docker run --rm --name hello busybox \\
+ExecStart=/usr/bin/docker run --rm --init --name hello busybox \\
     sh -c "while true; do echo hello again; sleep 1; done"
 Restart=always
 
@@ -71,7 +72,7 @@ def busybox_tarball() -> bytes:
     return packed.getvalue()
 
 
-def slots(machine: Machine) -> dict[str, object]:
+def slots(machine: Machine) -> dict[str, Any]:
     return dict(machine.json("sudo update-agentctl slots --json"))
 
 
@@ -86,7 +87,9 @@ def units_that_failed(machine: Machine) -> str:
 def test_slot_a_boots_to_the_end_with_no_failed_unit(
     host: Machine, figure: Callable[[str], None]
 ) -> None:
-    figure(f"image: first boot {stages(host)}; {os.getloadavg()[0]:.1f} others' load")
+    figure(
+        f"image: first boot {stages(host)}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
 
     assert units_that_failed(host) == ""
     assert "ordering cycle" not in host.run("sudo journalctl --boot --no-pager")
@@ -95,19 +98,20 @@ def test_slot_a_boots_to_the_end_with_no_failed_unit(
 
 def stages(machine: Machine) -> str:
     """Return how long the last boot took, by stage, as the console's lines tell."""
+    since = machine.booted_at
     marks = {
-        "firmware": machine.said_at("gptprio: slot A"),
-        "selector": machine.said_at("gptprio: slot .: kernel verified"),
-        "kernel": machine.said_at("update-agent-init: start"),
-        "initramfs": machine.said_at("update-agent-init: end"),
-        "user space": machine.said_at(r"multi-user\.target"),
+        "firmware": machine.said_at("gptprio: slot A", since),
+        "selector": machine.said_at("gptprio: slot .: kernel verified", since),
+        "kernel": machine.said_at("update-agent-init: start", since),
+        "initramfs": machine.said_at("update-agent-init: end", since),
+        "user space": machine.said_at(r"multi-user\.target", since),
     }
-    begins = [0.0, *marks.values()]
+    begins = [since, *marks.values()]
     parts = [
         f"{name} {end - begin:.1f} s"
         for (name, end), begin in zip(marks.items(), begins, strict=False)
     ]
-    return f"{begins[-1]:.1f} s: " + ", ".join(parts)
+    return f"{begins[-1] - since:.1f} s: " + ", ".join(parts)
 
 
 def test_the_root_is_read_only_and_every_block_of_it_is_verified(host: Machine) -> None:
@@ -224,5 +228,5 @@ def test_a_unit_on_state_runs_and_comes_back_after_a_reboot_and_an_update(
     assert "IMAGE_VERSION=1.1.0" in host.run("cat /etc/os-release")
     known = slots(host)
     assert (known["booted"], known["next"]) == ("B", "B")
-    assert "slot B boots next: it is successful" in str(known["why"])
+    assert [it["state"] for it in known["slots"]] == ["successful", "successful"]
     assert host.run("ls /run/update-agent") == ""
