@@ -117,7 +117,6 @@ CASES = {
 }
 
 LATER = {
-    **dict.fromkeys(range(1, 21), "with signatures and releases"),
     **dict.fromkeys((52, 67, 68, 71, 72), "with the daemon"),
     **dict.fromkeys((66, 73, 74), "with the selector"),
     **dict.fromkeys(range(76, 94), "with the cluster"),

@@ -93,12 +93,12 @@ def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
 
 def _integer(text: str) -> int:
     if len(text) > len(str(2**63)) or not -(2**63) <= int(text) < 2**63:
-        raise ValueError(f"number {_short(text)} needs more than 64 bits")
+        raise ValueError(f"number {_short(text, 30)} needs more than 64 bits")
     return int(text)
 
 
 def _no_integer(text: str) -> NoReturn:
-    raise ValueError(f"number {_short(text)} is no integer")
+    raise ValueError(f"number {_short(text, 30)} is no integer")
 
 
 def _check_depth(value: object, what: str) -> None:
@@ -145,5 +145,5 @@ def _written(value: object) -> object:
     raise TypeError(f"cannot write {value!r}")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."  # noqa: PLR2004
+def _short(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else text[:length] + "..."

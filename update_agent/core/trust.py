@@ -8,8 +8,8 @@ TUF's roles, as this project uses them (who signs what is in the root and in ``t
 
 The rules kept here: nothing is decoded before its signatures were checked, but for what says who
 signed; no public key counts twice towards a threshold, whatever it is called and however it is
-written; only ``targets`` delegates, and to nobody who has a name from the root; it says nothing but
-who speaks for releases and for channels, and each of them speaks only in its own folder.
+written; ``targets`` alone delegates, and says nothing but who speaks for releases and for channels,
+and each of them speaks only in its own folder.
 How new things are is for ``host/trust.py``, which has a clock and a memory; the writer, which has
 neither network nor trust in those who call it, lives by ``verify`` alone.
 """
@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
-    TOP_LEVEL_ROLE_NAMES,
     Key,
     Metadata,
     MetaFile,
@@ -198,8 +197,6 @@ def _check_delegations(targets: Targets, name: str) -> None:
         return
     if name != Targets.type:
         raise UntrustedError(f"{name} delegates, which is for {Targets.type} alone")
-    if taken := TOP_LEVEL_ROLE_NAMES & set(targets.delegations.roles or ()):
-        raise UntrustedError(f"{name} delegates to {taken.pop()}, which is for root alone")
     _want_distinct_keys(targets.delegations.keys, name)
 
 

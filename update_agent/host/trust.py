@@ -65,6 +65,9 @@ _CONFIG = UpdaterConfig(
 _GONE = (403, 404)
 """What servers say of a root that does not exist yet."""
 
+_ROOTS = "root_history"
+"""The folder in which python-tuf looks for roots."""
+
 T = TypeVar("T")
 
 
@@ -419,7 +422,7 @@ class _Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._roots = folder / "root_history"
+        self._roots = folder / _ROOTS
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -494,11 +497,11 @@ def _staging() -> Iterator[_Cache]:
     """Yield a cache that is gone afterwards. Raises HostError."""
     with ExitStack() as stack:
         try:
-            staging = _Cache(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            staging.prepare()
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (folder / _ROOTS).mkdir()
         except OSError as error:
             raise _cannot("write", error, tempfile.gettempdir()) from error
-        yield staging
+        yield _Cache(folder)
 
 
 def _cannot(do: str, error: OSError, path: Path | str) -> HostError:
