@@ -490,6 +490,13 @@ def test_what_is_no_metadata_is_told() -> None:
         trust.metadata(b"{}")
 
 
+def test_what_is_quoted_steers_no_terminal(sim: Simulator) -> None:
+    data = json.dumps({"signatures": [], "signed": {**sim.plain(TARGETS), "spec_version": "\x1b["}})
+
+    with pytest.raises(UntrustedError, match=r"Failed to parse spec_version \?\["):
+        trust.check(data.encode(), TARGETS)
+
+
 def test_expected_failures_are_of_the_release_team() -> None:
     for error in (UntrustedError, ExpiredError, RollbackError, DocumentError, IdentityError):
         assert issubclass(error, UpdateAgentError)

@@ -38,7 +38,14 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
-class DocumentError(ReleaseError):
+class ForeignError(ReleaseError):
+    """Something from outside is wrong; the message may quote it, and steers no terminal."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__("".join(it if it.isprintable() else "?" for it in message), hint=hint)
+
+
+class DocumentError(ForeignError):
     """A document is not what it should be: says which one, where in it, found and wanted."""
 
 

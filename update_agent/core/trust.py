@@ -42,10 +42,10 @@ from tuf.api.serialization import DeserializationError
 
 from update_agent.core import channel, document, release, shape
 from update_agent.core.channel import Channel
+from update_agent.core.document import ForeignError
 from update_agent.core.reason import Wait
 from update_agent.core.release import Host, Release
 from update_agent.core.version import Version
-from update_agent.errors import ReleaseError
 
 RELEASES = "releases"
 CHANNELS = "channels"
@@ -75,15 +75,15 @@ S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 Delegator = Root | Targets
 
 
-class UntrustedError(ReleaseError):
+class UntrustedError(ForeignError):
     """Something is not signed by those who have to sign it, or not what was signed."""
 
 
-class ExpiredError(ReleaseError):
+class ExpiredError(ForeignError):
     """Signed well, but not meant to be used any longer."""
 
 
-class RollbackError(ReleaseError):
+class RollbackError(ForeignError):
     """Older than what was trusted before, or another content under the same version."""
 
 
