@@ -117,8 +117,7 @@ CASES = {
 }
 
 LATER = {
-    **dict.fromkeys(range(1, 21), "with signatures and releases"),
-    **dict.fromkeys((52, 67, 68), "with the daemon"),
+    67: "with the daemon",
     **dict.fromkeys(range(76, 94), "with the cluster"),
     **dict.fromkeys(range(94, 102), "with the update server and its repository"),
 }

@@ -1,15 +1,17 @@
 """JSON that comes from outside: checked once, at this door, and a value of ours from there on.
 
 What is refused before anything looks at the content: too many bytes, too deep, a key twice, NaN,
-numbers that are no integers or need more than 64 bits. Then the shape: every field of the type that
-the dataclass states, no bool for an integer, every ``__post_init__`` content. Fields that are not
-known are ignored, so that a newer publisher may add some; one that older agents must not ignore
-comes with a new ``format`` number.
+numbers that are no integers or need more than 64 bits, halves of characters (lone surrogates, which
+nobody can write or print again). Then the shape: every field of the type that the dataclass states,
+no bool for an integer, every ``__post_init__`` content. Fields that are not known are ignored, so
+that a newer publisher may add some; one that older agents must not ignore comes with a new
+``format`` number.
+
+All of it takes time and memory in proportion to the bytes: nothing here was signed by anyone yet.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal, NoReturn, TypeVar
 
@@ -29,14 +31,21 @@ Format = Literal[1]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z")]
 """Of a product, channel or architecture: safe as a part of a path, a URL, a key, a label."""
-Text = Annotated[str, msgspec.Meta(max_length=500)]
-"""For people."""
+Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""For people: one line, and nothing that steers their terminal."""
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
-class DocumentError(ReleaseError):
+class ForeignError(ReleaseError):
+    """Something from outside is wrong; the message may quote it, and steers no terminal."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__("".join(it if it.isprintable() else "?" for it in message), hint=hint)
+
+
+class DocumentError(ForeignError):
     """A document is not what it should be: says which one, where in it, found and wanted."""
 
 
@@ -57,6 +66,8 @@ def parse(data: bytes, what: str, *, max_size: int = MAX_SIZE) -> object:
     except ValueError as error:
         raise DocumentError(f"{what} is no plain JSON: {_short(str(error))}") from error
     _check_depth(value, what)
+    if rb"\u" in data:
+        _check_characters(value, what)
     return value
 
 
@@ -70,43 +81,31 @@ def decode(data: bytes, kind: type[T], what: str, *, max_size: int = MAX_SIZE) -
 
 
 def encode(value: object) -> bytes:
-    """Return ``value``, a dataclass, as JSON: the same bytes for the same value, fit to be read."""
+    """Return ``value``, a dataclass, as JSON: the same bytes for the same value, fit to be read.
+
+    What is not fit to be written is the caller's mistake: TypeError, ValueError.
+    """
     plain = msgspec.to_builtins(value, enc_hook=_written)
     return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Signed:
-    version: Annotated[int, msgspec.Meta(ge=1)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Envelope:
-    signed: _Signed
-
-
-def check_metadata(data: bytes, what: str, *, max_size: int) -> None:
-    """Refuse TUF metadata that is not plain, before a library reads it. Raises DocumentError."""
-    decode(data, _Envelope, what, max_size=max_size)
-
-
 def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} stands twice in one object")
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!a} stands twice in one object")
+        found[key] = value
     return found
 
 
 def _integer(text: str) -> int:
     if len(text) > len(str(2**63)) or not -(2**63) <= int(text) < 2**63:
-        raise ValueError(f"number {_short(text)} needs more than 64 bits")
+        raise ValueError(f"number {_short(text, 30)} needs more than 64 bits")
     return int(text)
 
 
 def _no_integer(text: str) -> NoReturn:
-    raise ValueError(f"number {_short(text)} is no integer")
+    raise ValueError(f"number {_short(text, 30)} is no integer")
 
 
 def _check_depth(value: object, what: str) -> None:
@@ -117,6 +116,14 @@ def _check_depth(value: object, what: str) -> None:
         if not level:
             return
     raise _too_deep(what)
+
+
+def _check_characters(value: object, what: str) -> None:
+    """Refuse what only an escape can say: half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(f"{what} has half of a character: {error.reason}") from error
 
 
 def _inside(value: object) -> list[object]:
@@ -145,5 +152,5 @@ def _written(value: object) -> object:
     raise TypeError(f"cannot write {value!r}")
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."  # noqa: PLR2004
+def _short(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else text[:length] + "..."

@@ -7,8 +7,9 @@ TUF's roles, as this project uses them (who signs what is in the root and in ``t
     root -> timestamp -> snapshot: how new all this is
 
 The rules kept here: nothing is decoded before its signatures were checked, but for what says who
-signed; no public key counts twice towards a threshold, whatever it is called; ``targets`` says
-nothing but who speaks for releases and for channels, and each of them only in its own folder.
+signed; no public key counts twice towards a threshold, whatever it is called and however it is
+written; ``targets`` alone delegates, and says nothing but who speaks for releases and for channels,
+and each of them speaks only in its own folder.
 How new things are is for ``host/trust.py``, which has a clock and a memory; the writer, which has
 neither network nor trust in those who call it, lives by ``verify`` alone.
 """
@@ -20,14 +21,31 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from tuf.api.metadata import Key, Metadata, Root, Signed, Snapshot, Targets, Timestamp
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    Key,
+    Metadata,
+    MetaFile,
+    Root,
+    Signed,
+    Snapshot,
+    Targets,
+    Timestamp,
+)
 from tuf.api.serialization import DeserializationError
 
-from update_agent.core import channel, document, release
+from update_agent.core import channel, document, release, shape
 from update_agent.core.channel import Channel
-from update_agent.core.release import Release
+from update_agent.core.document import ForeignError
+from update_agent.core.reason import Wait
+from update_agent.core.release import Host, Release
 from update_agent.core.version import Version
-from update_agent.errors import ReleaseError
 
 RELEASES = "releases"
 CHANNELS = "channels"
@@ -47,9 +65,6 @@ MAX_SIZES: Mapping[str, int] = {
 MAX_ROTATIONS = 256
 """Roots that a host goes through at once."""
 
-MAX_VERSION = 2**53
-"""Of metadata. Whoever counts to the end of 64 bits does so to lock everyone else out."""
-
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 """Of time, for who remembers nothing."""
 
@@ -60,15 +75,15 @@ S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 Delegator = Root | Targets
 
 
-class UntrustedError(ReleaseError):
+class UntrustedError(ForeignError):
     """Something is not signed by those who have to sign it, or not what was signed."""
 
 
-class ExpiredError(ReleaseError):
+class ExpiredError(ForeignError):
     """Signed well, but not meant to be used any longer."""
 
 
-class RollbackError(ReleaseError):
+class RollbackError(ForeignError):
     """Older than what was trusted before, or another content under the same version."""
 
 
@@ -76,7 +91,7 @@ class RollbackError(ReleaseError):
 
 
 def metadata(data: bytes) -> Metadata[Any]:
-    """Return metadata that was verified before, or is about to be. Raises UntrustedError."""
+    """Return metadata as it is: nothing is verified here. Raises UntrustedError."""
     try:
         return Metadata.from_bytes(data)
     except DeserializationError as error:
@@ -95,7 +110,10 @@ def trusted_root(data: bytes) -> Root:
 
 
 def next_root(root: Root, data: bytes) -> Root:
-    """Return the root that follows ``root``, signed by its keys and by its own."""
+    """Return the root that follows ``root``, signed by its keys and by its own.
+
+    Raises UntrustedError, DocumentError.
+    """
     following = _read(Root, data, Root.type)
     if following.signed.version != root.version + 1:
         raise UntrustedError(
@@ -107,14 +125,20 @@ def next_root(root: Root, data: bytes) -> Root:
 
 
 def role(delegator: Delegator, kind: type[S], name: str, data: bytes) -> S:
-    """Return what role ``name`` says, signed by those whom ``delegator`` names."""
+    """Return what role ``name`` says, signed by those whom ``delegator`` names.
+
+    Raises UntrustedError, DocumentError.
+    """
     found = _read(kind, data, name)
     _want_signatures(delegator, name, found)
     return found.signed
 
 
 def delegated(targets: Targets, name: str, data: bytes) -> Targets:
-    """Return what a role of ``DELEGATED`` says, if it says nothing but what it may."""
+    """Return what a role of ``DELEGATED`` says, if it says nothing but what it may.
+
+    Raises UntrustedError, DocumentError.
+    """
     found = role(targets, Targets, name, data)
     for path in found.targets:
         if not fnmatchcase(path, DELEGATED[name]) or path.count("/") != DELEGATED[name].count("/"):
@@ -151,25 +175,43 @@ def key_ids(delegator: Delegator, name: str) -> list[str]:
     return sorted(delegator.get_delegated_role(name).keyids)
 
 
-def _read(kind: type[S], data: bytes, name: str) -> Metadata[S]:
-    """Return metadata that is well formed; what it says is not trusted yet."""
-    document.check_metadata(data, name, max_size=MAX_SIZES[name])
+def check(data: bytes, name: str) -> Metadata[Any]:
+    """Return metadata of role ``name`` that is well formed; what it says is not trusted yet.
+
+    Raises UntrustedError, DocumentError.
+    """
+    shape.check(data, name, max_size=MAX_SIZES[name])
     found = metadata(data)
+    wanted = Targets.type if name in DELEGATED else name
+    if found.signed.type != wanted:
+        raise UntrustedError(f"{name} is metadata of type {found.signed.type}, wanted {wanted}")
+    if isinstance(found.signed, Root):
+        _want_distinct_keys(found.signed.keys, name)
+    if isinstance(found.signed, Targets):
+        _check_delegations(found.signed, name)
+    return found
+
+
+def _check_delegations(targets: Targets, name: str) -> None:
+    if targets.delegations is None:
+        return
+    if name != Targets.type:
+        raise UntrustedError(f"{name} delegates, which is for {Targets.type} alone")
+    _want_distinct_keys(targets.delegations.keys, name)
+
+
+def _read(kind: type[S], data: bytes, name: str) -> Metadata[S]:
+    found = check(data, name)
     if not isinstance(found.signed, kind):
-        raise UntrustedError(f"{name} is metadata of type {found.signed.type}, wanted {kind.type}")
-    if found.signed.version > MAX_VERSION:
-        raise UntrustedError(
-            f"{name} has version {found.signed.version}, wanted at most {MAX_VERSION}"
-        )
-    _want_distinct_keys(found.signed, name)
+        raise TypeError(f"{name} is no {kind.__name__}")
     return found
 
 
 def _want_signatures(delegator: Delegator, name: str, found: Metadata[S]) -> None:
     try:
         result = delegator.get_verification_result(name, found.signed_bytes, found.signatures)
-    except ValueError as error:
-        raise UntrustedError(f"nobody is named to sign {name}: {error}") from error
+    except (ValueError, RepositoryError) as error:
+        raise UntrustedError(f"nobody can say who signed {name}: {error}") from error
     if not result.verified:
         raise UntrustedError(
             f"{name} {found.signed.version} has {len(result.signed)} good signatures by the keys in"
@@ -177,21 +219,99 @@ def _want_signatures(delegator: Delegator, name: str, found: Metadata[S]) -> Non
         )
 
 
-def _want_distinct_keys(signed: Signed, name: str) -> None:
+def _want_distinct_keys(keys: Mapping[str, Key], name: str) -> None:
     seen: dict[str, str] = {}
-    for key_id, key in _keys_in(signed).items():
-        public = str(sorted(key.keyval.items()))
+    for key_id, key in keys.items():
+        public = _public(key, name)
         if public in seen:
             raise UntrustedError(f"{name} names one key twice: as {seen[public]} and as {key_id}")
         seen[public] = key_id
 
 
-def _keys_in(signed: Signed) -> Mapping[str, Key]:
-    if isinstance(signed, Root):
-        return signed.keys
-    if isinstance(signed, Targets) and signed.delegations:
-        return signed.delegations.keys
-    return {}
+def _public(key: Key, name: str) -> str:
+    """Return a public key as it is written by everyone: hex has two cases, PEM has many forms."""
+    value = key.keyval.get("public")
+    if not isinstance(value, str):
+        return str(value)
+    try:
+        if key.keytype == "ed25519":
+            return bytes.fromhex(value).hex()
+        found = load_pem_public_key(value.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UntrustedError(f"{name} names the key {key.keyid}, which is none: {error}") from error
+    return found.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex()
+
+
+# All roles ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sayings:
+    """What a repository says at one time, each role vouched for by the ones before."""
+
+    root: Root
+    timestamp: Timestamp
+    snapshot: Snapshot
+    targets: Targets
+    delegated: Mapping[str, Targets]
+
+    @property
+    def signed_at(self) -> datetime | None:
+        """When the timestamp was signed, where it says so and all the others were current then.
+
+        Whoever stole its key alone can't set clocks past the end of what offline keys signed.
+        """
+        text = self.timestamp.unrecognized_fields.get(SIGNED_AT)
+        try:
+            time = datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+        parts = (self.root, self.timestamp, self.snapshot, self.targets, *self.delegated.values())
+        return time if all(time < it.expires for it in parts) else None
+
+    def want_current(self, now: datetime) -> None:
+        """Raise ExpiredError when some of it is over at ``now``."""
+        want_current(self.root, Root.type, now)
+        want_current(self.timestamp, Timestamp.type, now)
+        want_current(self.snapshot, Snapshot.type, now)
+        want_current(self.targets, Targets.type, now)
+        for name, targets in self.delegated.items():
+            want_current(targets, name, now)
+
+
+def sayings(root: Root, data: Mapping[str, bytes]) -> Sayings:
+    """Return what the roles in ``data``, by name, say under ``root``.
+
+    Raises UntrustedError, DocumentError; RollbackError when a role is not of the version that the
+    others speak of.
+    """
+    for name in (Timestamp.type, Snapshot.type, Targets.type, *DELEGATED):
+        if name not in data:
+            raise UntrustedError(f"{name} is missing")
+    timestamp = role(root, Timestamp, Timestamp.type, data[Timestamp.type])
+    snapshot = role(root, Snapshot, Snapshot.type, data[Snapshot.type])
+    _want_vouched(timestamp.snapshot_meta, Snapshot.type, snapshot.version, data)
+    targets = role(root, Targets, Targets.type, data[Targets.type])
+    _want_vouched(snapshot.meta.get("targets.json"), Targets.type, targets.version, data)
+    found = {name: delegated(targets, name, data[name]) for name in DELEGATED}
+    for name, says in found.items():
+        _want_vouched(snapshot.meta.get(f"{name}.json"), name, says.version, data)
+    return Sayings(
+        root=root, timestamp=timestamp, snapshot=snapshot, targets=targets, delegated=found
+    )
+
+
+def _want_vouched(
+    meta: MetaFile | None, name: str, version: int, data: Mapping[str, bytes]
+) -> None:
+    if meta is None:
+        raise UntrustedError(f"nothing vouches for {name}")
+    if version != meta.version:
+        raise RollbackError(f"{name} {version} is there, wanted {name} {meta.version}")
+    try:
+        meta.verify_length_and_hashes(data[name])
+    except RepositoryError as error:
+        raise UntrustedError(f"{name} {version} is not what was vouched for: {error}") from error
 
 
 # How high it was ---------------------------------------------------------------------------------
@@ -217,24 +337,30 @@ class HighWater:
     """The newest that was ever known for certain; no clock is right that runs behind."""
     marks: Mapping[str, Mark] = field(default_factory=dict)
 
-    def raised(self, marks: Mapping[str, Mark], time: datetime) -> "HighWater":
+    def floor(self, root: Root) -> datetime:
+        """Return the earliest time that it can be now, by the word of keys that still count."""
+        old = self.marks.get(Timestamp.type)
+        return self.time if old and old.keys == _keys(root, Timestamp.type) else BEGINNING
+
+    def raised(self, marks: Mapping[str, Mark], time: datetime = BEGINNING) -> "HighWater":
         """Return this with ``marks``, each of them as high as or higher than what it replaces.
 
-        Raises RollbackError.
+        The time is raised to ``time``, or begins anew there when other keys vouch for it now: who
+        set clocks forward with stolen keys is forgotten too. Raises RollbackError.
         """
         for name, mark in marks.items():
             self._want_not_below(name, mark)
-        return HighWater(time=max(self.time, time), marks={**self.marks, **marks})
+        old, new = self.marks.get(Timestamp.type), marks.get(Timestamp.type)
+        if not (old and new) or old.keys == new.keys:
+            time = max(self.time, time)
+        return HighWater(time=time, marks={**self.marks, **marks})
 
     def _want_not_below(self, name: str, mark: Mark) -> None:
         old = self.marks.get(name)
         if old is None or old.keys != mark.keys:
             return
         if mark.version < old.version:
-            raise RollbackError(
-                f"{name} {mark.version} is offered, {name} {old.version} was trusted before",
-                hint="a server that is behind, or somebody who wants this host to stay behind",
-            )
+            raise rolled_back(name, mark.version, old.version)
         if mark.version == old.version and mark.content != old.content:
             raise RollbackError(f"{name} {mark.version} says something else than it did before")
 
@@ -242,23 +368,39 @@ class HighWater:
 def mark(root: Root, name: str, data: bytes) -> Mark:
     """Return the mark of a role whose metadata, ``data``, was verified under ``root``."""
     found = metadata(data)
-    voucher = {Root.type: "", Timestamp.type: Timestamp.type}.get(name, Snapshot.type)
-    keys = key_ids(root, voucher) if voucher else []
     return Mark(
         version=found.signed.version,
         content=hashlib.sha256(found.signed_bytes).hexdigest(),
-        keys=hashlib.sha256(" ".join(keys).encode()).hexdigest(),
+        keys=_keys(root, name),
     )
 
 
-def signed_at(timestamp: Timestamp) -> datetime | None:
-    """Return when ``timestamp`` was signed, where it says so."""
-    text = timestamp.unrecognized_fields.get(SIGNED_AT)
-    try:
-        time = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return time if time and time.tzinfo and time < timestamp.expires else None
+def _keys(root: Root, name: str) -> document.Sha256:
+    """Return what stands for the keys that vouch for the versions of a role."""
+    voucher = {Root.type: "", Timestamp.type: Timestamp.type}.get(name, Snapshot.type)
+    ids = key_ids(root, voucher) if voucher else []
+    return hashlib.sha256(" ".join(ids).encode()).hexdigest()
+
+
+def rolled_back(name: str, offered: int, before: int) -> RollbackError:
+    """Return the error for a version that is lower than one before."""
+    return RollbackError(
+        f"{name} {offered} is offered, version {before} was trusted before",
+        hint="a server that is behind, or somebody who wants this host to stay behind",
+    )
+
+
+def versions(data: Mapping[str, bytes]) -> dict[str, int]:
+    """Return the versions of roles that metadata tells, by role; nothing is verified here."""
+    found: dict[str, int] = {}
+    for name, text in data.items():
+        signed = metadata(text).signed
+        found[name] = signed.version
+        if isinstance(signed, Timestamp):
+            found[Snapshot.type] = signed.snapshot_meta.version
+        if isinstance(signed, Snapshot):
+            found |= {it.removesuffix(".json"): meta.version for it, meta in signed.meta.items()}
+    return found
 
 
 # The whole way -----------------------------------------------------------------------------------
@@ -293,15 +435,16 @@ def verify(
     trusted: bytes,
     evidence: Evidence,
     *,
-    product: str,
+    host: Host,
     version: Version,
     now: datetime,
     channel_name: str | None = None,
 ) -> Proven:
-    """Return the release ``version`` of ``product`` if ``evidence`` proves it.
+    """Return the release ``version`` if ``evidence`` proves it, and that it is for ``host``.
 
-    ``trusted`` is the root that came with the system. Raises UntrustedError, ExpiredError,
-    DocumentError, IdentityError.
+    ``trusted`` is the root that came with the system. A release older than what the host runs must
+    be proven by the channel ``channel_name`` too. Raises UntrustedError, ExpiredError,
+    DocumentError, IdentityError; RollbackError when nothing allows to go down to ``version``.
     """
     root = root_at_the_end(trusted, evidence.roots)
     want_current(root, Root.type, now)
@@ -309,13 +452,28 @@ def verify(
     want_current(targets, Targets.type, now)
     releases = delegated(targets, RELEASES, evidence.releases)
     want_current(releases, RELEASES, now)
-    target(releases, release.path(product, version), evidence.release)
+    target(releases, release.path(host.product, version), evidence.release)
+    found = release.decode(evidence.release, host.product, version)
+    if isinstance(reason := release.held_back(host, found), Wait):
+        raise release.IdentityError(reason.sentence)
+    allowing = _channel(targets, evidence, channel_name, now) if channel_name else None
+    if version < host.version and not _goes_down(allowing, host, version):
+        raise RollbackError(
+            f"release {version} is older than {host.version}, which runs, and no channel that was"
+            " shown allows this downgrade"
+        )
     return Proven(
-        release=release.decode(evidence.release, product, version),
-        channel=_channel(targets, evidence, channel_name, now) if channel_name else None,
+        release=found,
+        channel=allowing,
         root_version=root.version,
         releases_version=releases.version,
     )
+
+
+def _goes_down(allowing: Channel | None, host: Host, version: Version) -> bool:
+    if allowing is None or allowing.product != host.product:
+        return False
+    return allowing.version == version and host.version in allowing.downgrade_from
 
 
 def _channel(targets: Targets, evidence: Evidence, name: str, now: datetime) -> Channel:
@@ -328,7 +486,10 @@ def _channel(targets: Targets, evidence: Evidence, name: str, now: datetime) -> 
 
 
 def root_at_the_end(trusted: bytes, following: Iterable[bytes]) -> Root:
-    """Return the last root of a chain that begins with the trusted one."""
+    """Return the last root of a chain that begins with the trusted one.
+
+    Raises UntrustedError, DocumentError.
+    """
     root = trusted_root(trusted)
     for count, data in enumerate(following):
         if count >= MAX_ROTATIONS:

@@ -12,12 +12,8 @@ MACHINE_ID = Path("/etc/machine-id")
 
 def os_release(path: Path = OS_RELEASE) -> dict[str, str]:
     """Return the assignments in os-release(5). Raises HostError."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
     found = {}
-    for line in lines:
+    for line in _read(path).splitlines():
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             try:
@@ -29,16 +25,22 @@ def os_release(path: Path = OS_RELEASE) -> dict[str, str]:
 
 def machine_id(path: Path = MACHINE_ID) -> str:
     """Return the machine id, machine-id(5). Raises HostError."""
-    try:
-        text = path.read_text().strip()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    text = _read(path).strip()
     if len(text) != 32 or not set(text) <= set("0123456789abcdef"):  # noqa: PLR2004
         raise HostError(
             f"{path} holds no machine id",
             hint="systemd-machine-id-setup makes one; see machine-id(5)",
         )
     return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise HostError(f"cannot read {path}: it is no text") from error
 
 
 def architecture() -> str:

@@ -6,6 +6,7 @@ any whole line was damaged, and nothing is trusted until somebody looked.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -27,7 +28,7 @@ class Journal:
         self.high = self._read()
 
     def append(self, high: HighWater) -> None:
-        """Remember ``high``; durable on return."""
+        """Remember ``high``; durable on return. Raises HostError, and remembers nothing then."""
         if high == self.high:
             return
         try:
@@ -37,7 +38,10 @@ class Journal:
                 files.replace(self._path, _line(high))
                 self._lines = 0
         except OSError as error:
-            raise HostError(f"cannot write {self._path}: {error.strerror}") from error
+            raise HostError(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="is the disk full, or read-only? nothing that was trusted before is lost",
+            ) from error
         self.high = high
         self._lines += 1
 
@@ -46,9 +50,14 @@ class Journal:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             line = line if file.read(1) == b"\n" else b"\n" + line
-            if file.write(line) != len(line):
-                raise OSError(None, "short write")
-            os.fsync(file.fileno())
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):  # what may not be on the disk must not be read back
+                    file.truncate(end)
+                raise
 
     def _read(self) -> HighWater:
         try:
