@@ -408,7 +408,7 @@ static enum refusal read_back(struct gpt *gpt, struct disk *disk, uint64_t lba, 
 static enum refusal put(struct gpt *gpt, struct disk *disk, const struct table *array,
                         const struct table *header)
 {
-    enum refusal refusal = NO_REFUSAL;
+    enum refusal of_array = NO_REFUSAL, of_header = NO_REFUSAL;
 
     if (array && !write_array(array, disk))
         return DISK_FAILED;
@@ -417,10 +417,11 @@ static enum refusal put(struct gpt *gpt, struct disk *disk, const struct table *
     if (!disk->flush(disk))
         return DISK_FAILED;
     if (array)
-        refusal = read_back(gpt, disk, array->entries_lba, array_sectors(array, disk), array->array);
-    if (header && !refusal)
-        refusal = read_back(gpt, disk, header->lba, 1, header->sector);
-    return refusal;
+        of_array = read_back(gpt, disk, array->entries_lba, array_sectors(array, disk),
+                             array->array);
+    if (header && of_array != DISK_FAILED)
+        of_header = read_back(gpt, disk, header->lba, 1, header->sector);
+    return of_header == DISK_FAILED || !of_array ? of_header : of_array;
 }
 
 static bool stand_there(const struct table *seen, const struct table *wanted,
