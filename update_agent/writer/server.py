@@ -63,7 +63,8 @@ class Server:
         self._users = users
         self._notifier = notifier
         self._patience = patience or Patience()
-        self._callers: set[Connection] = set()
+        self.callers: set[Connection] = set()
+        """Those that are being answered."""
         self._lock = threading.Lock()
         self._left, self._leave = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ending = False
@@ -82,7 +83,7 @@ class Server:
                 os.read(self._left, 4096)
             if self._listening.fileno() in found:
                 self._accept()
-            if found or self._callers:
+            if found or self.callers:
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= self._patience.idle:
                 logger.info("nobody asked for anything for %g s; ending", self._patience.idle)
@@ -94,7 +95,7 @@ class Server:
         self._ending = True
         self._wake()
         with self._lock:
-            for connection in self._callers:
+            for connection in self.callers:
                 connection.hang_up()
 
     def _next_look(self) -> float:
@@ -115,7 +116,7 @@ class Server:
             refuse(connection, error)
             return
         with self._lock:
-            self._callers.add(connection)
+            self.callers.add(connection)
         threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def _want_known(self, sock: socket.socket) -> None:
@@ -128,8 +129,8 @@ class Server:
 
     def _want_room(self, sock: socket.socket) -> None:
         _, uid = _peer(sock)
-        if len(self._callers) >= CALLERS + (2 if uid == 0 else 0):
-            raise BusyError(f"{len(self._callers)} callers are at the writer", hint="try again")
+        if len(self.callers) >= CALLERS + (2 if uid == 0 else 0):
+            raise BusyError(f"{len(self.callers)} callers are at the writer", hint="try again")
 
     def _talk(self, connection: Connection) -> None:
         """Answer one caller; a thread's whole life."""
@@ -138,7 +139,7 @@ class Server:
         finally:
             connection.close()
             with self._lock:
-                self._callers.discard(connection)
+                self.callers.discard(connection)
             self._wake()
 
     def _wake(self) -> None:
