@@ -8,6 +8,7 @@ a frame that was begun has to be over soon; and however long a silence may last,
 import contextlib
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ FRAME_SECONDS = 30.0
 
 SEND_SECONDS = 600.0
 """For a frame to be taken: whoever writes to a disk that is slowed down on purpose takes time."""
+
+_QUEUE_SECONDS = 30
+"""For being let in."""
 
 Admit = Callable[[Message], int]
 """Says how many bytes of data may come with a message, or raises."""
@@ -148,6 +152,8 @@ def connect(path: Path) -> socket.socket:
     """Return a socket that is connected to the one at ``path``. Raises HostError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        # Waits while the queue of callers is full; a timeout of Python's own would not.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _QUEUE_SECONDS, 0))
         sock.connect(str(path))
     except OSError as error:
         sock.close()
