@@ -127,7 +127,12 @@ class Fleet:
 @pytest.fixture(scope="session")
 def fleet(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     """A repository of both releases and a channel, made once."""
-    folder = tmp_path_factory.mktemp("fleet")
+    return publish(tmp_path_factory.mktemp("fleet"), releases)
+
+
+def publish(folder: Path, releases: Releases) -> Fleet:
+    """Make a repository in ``folder``."""
+    folder.mkdir(exist_ok=True)
     made = Fleet(folder=folder, releases=releases)
     made.publish("init")
     for image, version in ((releases.v1.image, "1.0.0"), (releases.v2.image, "1.1.0")):
