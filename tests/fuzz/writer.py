@@ -57,6 +57,7 @@ PART = 50
 """Conversations that a worker tries before it tells."""
 
 BLOCK = 4096
+HEAD = wire.HEADER_SIZE
 SECONDS = 20.0
 """After which a conversation has hung."""
 
@@ -151,8 +152,8 @@ def _bits(frames: Frames, random: Random) -> None:
 
 def _head(frames: Frames, random: Random) -> None:
     """A header whose lengths are wrong."""
-    at = random.randrange(len(frames))
-    data = bytearray(frames[at])
+    at = random.choice([it for it, frame in enumerate(frames) if len(frame) >= HEAD] or [-1])
+    data = bytearray(frames[at].ljust(HEAD))
     edge = random.choice((0, 1, 2, 65535, 65536, 65537, 2**20, 2**22, 2**31, 2**32 - 1))
     struct.pack_into("<I", data, random.choice((4, 8)), edge)
     frames[at] = bytes(data)
@@ -160,10 +161,10 @@ def _head(frames: Frames, random: Random) -> None:
 
 def _digits(frames: Frames, random: Random) -> None:
     """A message with another number, as long as before."""
-    at = random.randrange(len(frames))
-    data = bytearray(frames[at])
+    at = random.choice([it for it, frame in enumerate(frames) if len(frame) >= HEAD] or [-1])
+    data = bytearray(frames[at].ljust(HEAD))
     (length,) = struct.unpack_from("<I", data, 4)
-    places = [it for it in range(12, min(12 + length, len(data))) if chr(data[it]).isdigit()]
+    places = [it for it in range(HEAD, min(HEAD + length, len(data))) if chr(data[it]).isdigit()]
     if places:
         data[random.choice(places)] = random.choice(b"0123456789-.eE")
     frames[at] = bytes(data)
@@ -171,11 +172,11 @@ def _digits(frames: Frames, random: Random) -> None:
 
 def _data(frames: Frames, random: Random) -> None:
     """Data that is wrong, behind a message that is right."""
-    at = random.randrange(len(frames))
-    data = bytearray(frames[at])
+    at = random.choice([it for it, frame in enumerate(frames) if len(frame) >= HEAD] or [-1])
+    data = bytearray(frames[at].ljust(HEAD))
     (length,) = struct.unpack_from("<I", data, 4)
-    if len(data) > 12 + length:
-        data[random.randrange(12 + length, len(data))] ^= 1 << random.randrange(8)
+    if len(data) > HEAD + length:
+        data[random.randrange(HEAD + length, len(data))] ^= 1 << random.randrange(8)
     frames[at] = bytes(data)
 
 
@@ -234,8 +235,8 @@ class Judge:
         """Say one garbled conversation; return how it ended. Raises BrokenPromiseError."""
         frames = self.script.whole(random)
         for _ in range(random.choice((0, 1, 1, 1, 2, 4))):
-            if frames:
-                random.choice(MUTATIONS)(frames, random)
+            frames = [it for it in frames if it] or [b"\0"]
+            random.choice(MUTATIONS)(frames, random)
         heard = self.say([it for it in frames if it])
         self.hold()
         if not isinstance(self.say([self.script.requests[0]])[0], State):

@@ -45,7 +45,7 @@ from update_agent.core.wire import (
 from update_agent.errors import HostError, ReleaseError, UpdateAgentError
 from update_agent.host.wire import Connection, GoneError, connect
 
-PATH = Path("/run/update-agent/writer")
+PATH = Path("/run/update-agent-writer.socket")
 
 ANSWER_SECONDS = 120.0
 """For an answer to a short request: flags are written, and read back, on a disk that is busy."""
