@@ -251,15 +251,20 @@ class _Talk(_Sender):
                 case Installed():
                     return answer
                 case WantIndex():
-                    reference = self._references[answer.sha256]
-                    self._blob = self._payloads.blob(reference)
-                    self.say(GiveIndex(), self._payloads.index(reference))
+                    self._give_index(answer.sha256)
                 case Want():
                     self._give(self._whole(answer))
                 case Distrust():
                     self._the_blob().distrust(self._whole(answer))
                 case _:
                     self._note(answer)
+
+    def _give_index(self, sha256: str) -> None:
+        reference = self._references.get(sha256)
+        if reference is None:
+            raise WireError(f"the writer wants index {sha256}, which the release does not name")
+        self._blob = self._payloads.blob(reference)
+        self.say(GiveIndex(), self._payloads.index(reference))
 
     def _hear(self) -> Message:
         answer, _ = self._connection.receive(ANSWERS, silence=WORK_SECONDS)
