@@ -255,7 +255,10 @@ class World:
 
     def put_flags(self, a: int, b: int) -> None:
         """Set the attribute words of both slots."""
-        entries = (LAYOUT[0], replace(ROOT_A, attributes=a), replace(ROOT_B, attributes=b))
+        self.put_table((LAYOUT[0], replace(ROOT_A, attributes=a), replace(ROOT_B, attributes=b)))
+
+    def put_table(self, entries: Sequence[Entry]) -> None:
+        """Write another partition table."""
         disk = healthy(512, entries, sectors=SECTORS)
         with self.disk.open("r+b") as file:
             for lba, sector in disk.sectors.items():

@@ -1,28 +1,49 @@
 """Installing through the writer's socket, with the client that the daemon uses."""
 
-import json
+import errno
+import itertools
+import logging
+import os
 import re
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.disks import flags
-from tests.hosts import A_AT, B_AT, ENOUGH, SLOT_SIZE, V1, V2, Gifts, Watching, World, wait_until
+from tests.hosts import (
+    A_AT,
+    B_AT,
+    ENOUGH,
+    LAYOUT,
+    SLOT_SIZE,
+    V1,
+    V2,
+    Gifts,
+    Watching,
+    World,
+    wait_until,
+)
 from tests.images import BLOCK, MARKER, flip_bit, noise
 from update_agent.core.payload import Operation
 from update_agent.core.release import IdentityError
 from update_agent.core.slot import RETIRED, SlotStateError
-from update_agent.core.trust import Evidence, ExpiredError, RollbackError, UntrustedError
+from update_agent.core.trust import Evidence, ExpiredError, Proven, RollbackError, UntrustedError
 from update_agent.core.version import Version
 from update_agent.core.wire import BusyError, RefusedError, UnverifiedError
 from update_agent.errors import HostError, ReleaseError
+from update_agent.host import files, slot
+from update_agent.host.device import Device, open_device
 from update_agent.host.install import ROUNDS
 from update_agent.host.wire import GoneError
 from update_agent.host.writer import Writer
+from update_agent.writer.memory import Memory
+from update_agent.writer.slots import HostSlots
 
 V3 = Version("2.0.0")
 
@@ -392,22 +413,26 @@ def test_what_has_expired_is_refused(world: World) -> None:
 
 
 @pytest.mark.case(13)
-def test_a_clock_that_steps_back_does_not_make_expired_metadata_good_again(world: World) -> None:
-    with world.serving():
-        world.install()
-    high = json.loads((world.state / "journal").read_bytes().split(b"\n")[-2].partition(b" ")[2])
-    assert datetime.fromisoformat(high["time"]) >= world.now
-    world.state.joinpath("journal").unlink()
-    world.now += timedelta(days=300)  # not expired yet
+def test_a_clock_that_steps_back_does_not_take_the_writers_along(world: World) -> None:
+    world.now = late = datetime.now(UTC) + timedelta(days=300)
     with world.serving():
         world.install()
     world.now = datetime(1970, 1, 1, tzinfo=UTC)
+    with world.serving():
+        again = world.install(attempt="attempt-2")
 
-    world.now, before = datetime.now(UTC) - timedelta(days=10), world.now
-    with world.serving(), Writer(world.address) as writer:
-        verified = writer.state().verified
-    assert verified is not None
-    assert verified.time > world.now > before
+    assert again.verified.attempt == "attempt-2"
+    assert again.verified.time >= late
+
+
+@pytest.mark.case(13)
+def test_a_clock_that_is_far_ahead_is_not_remembered(world: World) -> None:
+    now, world.now = world.now, datetime(2099, 1, 1, tzinfo=UTC)
+    with world.serving(), pytest.raises(ExpiredError):
+        world.install()
+    world.now = now
+    with world.serving():
+        assert world.install().verified.time < now + timedelta(days=1)
 
 
 @pytest.mark.case(2)
@@ -534,20 +559,8 @@ def test_a_host_that_runs_from_no_slot_writes_nothing(world: World) -> None:
 
 @pytest.mark.case(36)
 def test_an_image_that_is_larger_than_the_slot_is_refused(world: World) -> None:
-    small = replace(world.host, booted=2)
-    content = world.disk.read_bytes()
-    world.host = small
-    layout = __import__("tests.hosts", fromlist=["LAYOUT"]).LAYOUT
-    from tests.disks import healthy  # noqa: PLC0415
-    from tests.hosts import SECTORS  # noqa: PLC0415
-
-    entries = (*layout[:2], replace(layout[2], last=layout[2].first + 2047))
-    disk = healthy(512, entries, sectors=SECTORS)
-    with world.disk.open("r+b") as file:
-        for lba, sector in disk.sectors.items():
-            file.seek(lba * 512)
-            file.write(sector)
-    assert world.disk.read_bytes() != content
+    small = replace(LAYOUT[2], last=LAYOUT[2].first + 2047)
+    world.put_table((*LAYOUT[:2], small))
 
     want_refused(world, HostError, r"^the image has \d+ bytes, slot B only 1048576$")
 
@@ -577,9 +590,6 @@ def test_a_slot_that_is_not_any_more_what_was_verified_cannot_be_armed(
 
 
 def _parts(world: World) -> tuple[int, int]:
-    from update_agent.host import slot  # noqa: PLC0415
-    from update_agent.host.device import open_device  # noqa: PLC0415
-
     with open_device(world.fleet.releases.v2.image) as device:
         parts = slot.layout(device)
     return parts.verity_offset, parts.kernel_offset
@@ -625,3 +635,132 @@ def test_rolling_back_to_a_slot_that_was_never_confirmed_is_refused(world: World
             writer.rollback()
         with pytest.raises(GoneError):
             writer.state()  # an error ends the conversation
+
+
+# Disks that fail, and what is said of it ---------------------------------------------------------
+
+
+@pytest.mark.case(38)
+@pytest.mark.case(39)
+@pytest.mark.parametrize("call", ["write", "flush"])
+@pytest.mark.parametrize("number", range(0, 12, 2))
+def test_a_disk_that_fails_once_ends_the_installation_and_the_next_one_goes_on(
+    call: str, number: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(Device, call)
+    left = itertools.count(number, -1)
+
+    def failing(*words: object) -> None:
+        if next(left) == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(*words)
+
+    with world.serving():
+        with monkeypatch.context() as patched:
+            patched.setattr(Device, call, failing)
+            with suppress(HostError):
+                world.install()
+        world.want_whole_boot()
+        if next(left) < 0:
+            assert world.look().verified is None
+        world.install()
+        arm(world)
+
+    world.want_whole_boot()
+    assert world.slot_b().startswith(released(world))
+
+
+@pytest.mark.case(38)
+def test_a_full_state_folder_leaves_the_slot_unarmed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with world.serving():
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "replace", full)
+            with pytest.raises(HostError, match=r"^cannot write .*journal: No space left"):
+                world.install()
+        (world.state / "journal").write_bytes(b"")
+        with monkeypatch.context() as patched:
+            patched.setattr(Memory, "proven", _trusting(world))
+            patched.setattr(files, "replace", full)
+            with pytest.raises(HostError, match=r"^cannot write .*verified.json: No space left"):
+                world.install()
+        with pytest.raises(UnverifiedError):
+            arm(world)
+
+
+def _trusting(world: World) -> Callable[..., Proven]:
+    proven = Proven(release=world.fleet.release(), channel=None, root_version=1, releases_version=1)
+    return lambda *_, **__: proven
+
+
+@pytest.mark.case(16)
+@pytest.mark.parametrize("content", [None, b"", b"  ", b"{}", b"\0" * 100])
+def test_without_a_trusted_root_the_program_does_not_start(
+    content: bytes | None, world: World
+) -> None:
+    root = world.folder / "root.json"
+    if content is not None:
+        root.write_bytes(content)
+    with world.program("--root", str(root)) as process:
+        _, err = process.communicate(timeout=ENOUGH)
+
+    assert process.returncode in (3, 4)
+    assert str(root) in err
+    assert "from a source that you trust" in err
+
+
+@pytest.mark.case(12)
+def test_a_damaged_journal_lets_nothing_be_trusted(world: World) -> None:
+    with world.serving():
+        world.install()
+    (world.state / "journal").write_bytes(b"\0" * 50)
+
+    with pytest.raises(HostError, match=r"is damaged$"), world.serving():
+        pass
+
+
+def test_every_line_about_an_attempt_names_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with world.serving():
+        world.install(attempt="good-1")
+        arm(world)
+    world.host = replace(world.host, version=V3)
+    with world.serving(), pytest.raises(RefusedError):
+        world.install(attempt="bad-1")
+
+    said = [it.getMessage() for it in caplog.records if it.name.startswith("update_agent.writer")]
+    assert said == [
+        "[good-1] install os 1.1.0",
+        "[good-1] 1.1.0 is proven by root 1 and releases 3",
+        "[good-1] slot B is retired and will be written",
+        "[good-1] slot B holds 1.1.0, verified",
+        "arm: slot B boots next, on trial with 3 tries left: its priority 2 is above 1",
+        "[bad-1] install os 1.1.0",
+        (
+            "[bad-1] install: 1.1.0 is below the version that runs, 2.0.0, and no signed channel"
+            " allows this downgrade (update-publish channel promote --downgrade-from makes one that"
+            " does)"
+        ),
+    ]
+
+
+def test_a_bug_is_told_and_logged_and_the_writer_lives_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(_: HostSlots) -> NoReturn:
+        raise ZeroDivisionError
+
+    with world.serving():
+        with monkeypatch.context() as patched:
+            patched.setattr(HostSlots, "state", bug)
+            with pytest.raises(HostError, match=r"^the writer failed in a way that nobody expect"):
+                world.look()
+        assert world.look().next == "A"
+
+    assert "ZeroDivisionError" in caplog.text
