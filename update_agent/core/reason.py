@@ -21,6 +21,15 @@ class Reason(StrEnum):
     FLOOR = "floor"
     WITHDRAWN = "withdrawn"
     TOO_OLD = "too-old"
+    UNREACHABLE = "unreachable"
+    UNTRUSTED = "untrusted"
+    EXPIRED = "expired"
+    PAUSED_HERE = "paused-here"
+    BY_HAND = "by-hand"
+    INSTALLATION = "installation"
+    PERSON = "person"
+    WINDOW = "window"
+    INHIBITED = "inhibited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,35 +2,23 @@
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from update_agent.core import release
-from update_agent.core.reason import Wait
-from update_agent.core.release import Host, Release
-from update_agent.core.rollout import RING, place
+from update_agent.core.release import Host
+from update_agent.core.rollout import RING
 from update_agent.core.version import Version, VersionError
 from update_agent.errors import HostError
 from update_agent.host import identity
 from update_agent.host.http import Limits, Network, Way
+from update_agent.host.offer import Offer, ask
 from update_agent.host.trust import TrustedRepository
 
 ROOT = Path("/usr/share/update-agent/root.json")
 STATE = Path("/var/lib/update-agent/trust")
 _DEADLINE = 300.0
 """Seconds for everything together; it is a few kilobytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """The answer: a release, or why there is none; and how new what it follows from is."""
-
-    release: Release | None
-    wait: Wait | None
-    place: int | None
-    time: datetime
 
 
 def add_options(verb: ArgumentParser) -> None:
@@ -83,24 +71,6 @@ def run(options: Namespace) -> int:
     else:
         print(_text(offer, host, options.channel))
     return 0
-
-
-def ask(repository: TrustedRepository, host: Host, channel_name: str) -> Offer:
-    """Return what a refreshed ``repository`` has for ``host``. Raises ReleaseError, HostError."""
-    channel = repository.channel(channel_name)
-    if channel is None:
-        raise HostError(
-            f"the repository has no channel {channel_name}", hint="name another with --channel"
-        )
-    where = place(host.machine_id, host.product, channel.version) if channel.version else None
-    found, wait = None, None
-    answer = release.wanted(host, channel, repository.now)
-    if isinstance(answer, Wait):
-        wait = answer
-    else:
-        found = repository.release(host.product, answer)
-        wait = release.held_back(host, found) if found else release.withdrawn(channel, answer)
-    return Offer(release=None if wait else found, wait=wait, place=where, time=repository.now)
 
 
 def _host(options: Namespace) -> Host:

@@ -9,6 +9,7 @@ A private key in a file is PKCS#8, with a passphrase or readable by its owner al
 
 import getpass
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ PASSPHRASE = "UPDATE_PUBLISH_PASSPHRASE"  # noqa: S105  the name of a variable
 
 _OTHERS = 0o077
 """Permission bits of everyone but the owner."""
+
+
+_NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
+"""Of a key, and so of its file."""
 
 
 class KeyFileError(HostError):
@@ -123,16 +128,27 @@ def generate(path: Path, passphrase: str | None) -> SSlibKey:
     )
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        files.flush_folder(path.parent)
+        _write_once(path, pem)
     except FileExistsError as error:
         raise KeyFileError(f"{path} exists; keys are never overwritten") from error
     except OSError as error:
         raise KeyFileError(f"cannot write {path}: {error.strerror}") from error
     return SSlibKey.from_crypto(key.public_key())
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Let ``path`` hold ``data``, all of it, for its owner alone. Raises FileExistsError."""
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        whole.touch(mode=0o600)
+        with whole.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(whole)
+    finally:
+        whole.unlink(missing_ok=True)
+    files.flush_folder(path.parent)
 
 
 # Any key -----------------------------------------------------------------------------------------
@@ -185,7 +201,7 @@ def public_key(uri: str, public: Path | None = None, secrets: SecretsHandler = a
 class Entry:
     """A key of a ring: a name for people, where it is, its public half as in TUF."""
 
-    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
+    name: Annotated[str, Meta(pattern=_NAME)]
     key_id: document.Sha256
     uri: Annotated[str, Meta(max_length=1000)]
     public: dict[str, Any]
@@ -240,6 +256,8 @@ class Keyring:
 
     def generate(self, name: str, passphrase: str | None = None) -> Key:
         """Make a key in a file of the first ring. One of this name that is there is taken."""
+        if not re.fullmatch(_NAME, name):
+            raise KeyFileError(f"{name!a} is no name for a key", hint="letters, digits, . _ -")
         for _, entry in self._entries.values():
             if entry.name == name:
                 return entry.key

@@ -140,9 +140,17 @@ class Repository:
             except BlockingIOError:
                 print("waiting for another publisher...", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            self._sweep()
             yield
         finally:
             os.close(lock)
+
+    def _sweep(self) -> None:
+        """Remove what killed publishers were writing; everybody who writes here holds the lock."""
+        with _translated(self.folder):
+            for folder in (self._metadata, self.folder / "targets", self._staging):
+                for left in folder.rglob(".*"):
+                    left.unlink()
 
     def metadata_path(self, name: str, version: int) -> Path:
         """Return the file of a version of a role."""

@@ -1,0 +1,647 @@
+"""The daemon, in a world of fakes: it decides, writes down, and never stands still."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from update_agent.agent.daemon import Daemon, NotNowError, World
+from update_agent.agent.ports import Installed, Progress
+from update_agent.core import record
+from update_agent.core.lifecycle import Boot, State
+from update_agent.core.reason import Reason, Wait
+from update_agent.core.record import Attempt, Outcome, Record
+from update_agent.core.release import Host, PayloadReference, Release
+from update_agent.core.settings import Duration, Reboot, Settings, Strategy, Update
+from update_agent.core.trust import ExpiredError, UntrustedError
+from update_agent.core.version import Version
+from update_agent.errors import HostError, UpdateAgentError
+from update_agent.host.offer import Offer
+
+V = Version
+START = datetime(2026, 11, 23, 8, tzinfo=UTC)
+HOST = Host(product="os", architecture="x86_64", version=V("1.0.0"), machine_id="h")
+OLD, NEW = "0" * 64, "1" * 64
+FULL = PayloadReference(index_size=1, index_sha256="a" * 64, blob_size=1, stored_size=1)
+RELEASE = Release(
+    product="os", architecture="x86_64", version=V("1.1.0"), published=START, image_size=4096,
+    root_hash=NEW, payloads=(FULL,),
+)  # fmt: skip
+OFFER = Offer(release=RELEASE, wait=None, place=1, time=START)
+RUNS_OLD = Boot(boot_id="b1", root_hash=OLD, successful=True)
+FOLLOWS = Update(repository=("https://a.example",), interval=Duration(minutes=30))
+IMMEDIATE = Settings(update=FOLLOWS, reboot=Reboot(strategy=Strategy.IMMEDIATE))
+BY_PERSON = Settings(update=FOLLOWS)
+
+
+def waiting(reason: Reason, until: datetime | None = None) -> Offer:
+    wait = Wait(reason=reason, sentence=f"because {reason}", ends="time", until=until)
+    return Offer(release=None, wait=wait, place=1, time=START)
+
+
+@dataclass
+class Timer:
+    seconds: float
+    call: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class Fakes:
+    """A repository, a writer, a host and a disk, all of which do as they are told."""
+
+    now: datetime = START
+    answers: list[Offer | UpdateAgentError] = field(default_factory=list)
+    booted: Boot = RUNS_OLD
+    trouble: dict[str, UpdateAgentError] = field(default_factory=dict)
+    permission: Wait | None = None
+    kept: Record | None = None
+    did: list[str] = field(default_factory=list)
+    asked_for: list[Host] = field(default_factory=list)
+    timers: list[Timer] = field(default_factory=list)
+    told: list[tuple[State, Progress | None]] = field(default_factory=list)
+    gate: threading.Event | None = None
+    """An installation waits here, until cancelled."""
+    installing: threading.Event = field(default_factory=threading.Event)
+
+    def do(self, what: str) -> None:
+        self.did.append(what)
+        if what in self.trouble:
+            raise self.trouble[what]
+
+    # Releases
+    def ask(self, *words: object) -> Offer | Wait | None:
+        if isinstance(words[0], Host):
+            self.asked_for.append(words[0])
+            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            if isinstance(answer, UpdateAgentError):
+                raise answer
+            return answer
+        self.do("ask to reboot")
+        return self.permission
+
+    # Slots
+    def boot(self) -> Boot:
+        return self.booted
+
+    def install(
+        self,
+        offer: Offer,
+        attempt: Attempt,
+        progress: Callable[[Progress], None],
+        cancelled: threading.Event,
+    ) -> Installed:
+        assert offer.release
+        self.do(f"install {offer.release.version} for {attempt.id[:4]}")
+        progress(Progress(step="write", done=1, size=2, rate=0.5))
+        self.installing.set()
+        while self.gate and not self.gate.wait(0.01):
+            if cancelled.is_set():
+                raise HostError("the connection was closed")
+        self.do("installed")
+        return Installed(fetched=10, saved=90)
+
+    def arm(self) -> None:
+        assert self.kept
+        assert self.kept.attempt
+        assert self.kept.attempt.armed_in == self.booted.boot_id, "armed before it was written down"
+        self.do("arm")
+
+    def disarm(self) -> None:
+        self.do("disarm")
+
+    # Reboots
+    def give_back(self) -> None:
+        self.do("give back")
+
+    def reboot(self) -> None:
+        self.do("reboot")
+
+    # Store
+    def load(self, now: datetime) -> Record:
+        return self.kept or record.fresh(now)
+
+    def save(self, found: Record) -> None:
+        self.kept = found
+
+    @property
+    def timer(self) -> Timer | None:
+        """The one timer that is set."""
+        running = [it for it in self.timers if not it.cancelled]
+        assert len(running) <= 1
+        return running[0] if running else None
+
+
+@dataclass
+class Case:
+    fakes: Fakes
+    daemon: Daemon
+
+    @property
+    def state(self) -> State:
+        return self.daemon.record.state
+
+    async def settle(self) -> None:
+        """Let everything happen that happens by itself."""
+        while self.daemon._tasks:
+            await asyncio.gather(*self.daemon._tasks)
+
+    async def pass_time(self) -> None:
+        """Let the timer that is set run out."""
+        timer = self.fakes.timer
+        assert timer, "nothing would ever happen again"
+        self.fakes.now += timedelta(seconds=timer.seconds)
+        timer.cancelled = True
+        timer.call()
+        await self.settle()
+
+
+def play(
+    story: Callable[[Case], Awaitable[None]], fakes: Fakes, settings: Settings = IMMEDIATE
+) -> Case:
+    """Start a daemon, let ``story`` happen, and stop it."""
+    ids = iter(f"{number:032x}" for number in range(16**31, 16**31 + 99))
+
+    async def run() -> Case:
+        world = World(
+            releases=fakes, slots=fakes, reboots=fakes, store=fakes,  # type: ignore[arg-type]
+            now=lambda: fakes.now, chance=lambda: 0.5, new_id=lambda: next(ids),
+            tell=lambda it: fakes.told.append((it.record.state, it.progress)),
+            later=later,
+        )  # fmt: skip
+        case = Case(fakes, Daemon(HOST, settings, world))
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: errors.append(context.get("exception"))
+        )
+        await case.daemon.start()
+        await case.settle()
+        await story(case)
+        await case.settle()
+        await case.daemon.stop()
+        assert errors == []
+        return case
+
+    def later(seconds: float, call: Callable[[], None]) -> Timer:
+        fakes.timers.append(Timer(seconds, call))
+        return fakes.timers[-1]
+
+    return asyncio.run(run())
+
+
+async def nothing(_: Case) -> None:
+    pass
+
+
+async def check(case: Case) -> None:
+    await case.daemon.check()
+    await case.settle()
+
+
+# Stories -----------------------------------------------------------------------------------------
+
+
+def test_a_release_is_found_installed_and_booted() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    case = play(check, fakes)
+
+    assert case.state is State.REBOOTING
+    assert fakes.did == [
+        "install 1.1.0 for 1000", "installed", "ask to reboot", "arm", "reboot",
+    ]  # fmt: skip
+    attempt = case.daemon.record.attempt
+    assert attempt
+    assert (attempt.id, attempt.fetched, attempt.saved) == ("1" + "0" * 31, 10, 90)
+    assert fakes.kept == case.daemon.record
+
+
+def test_after_the_reboot_the_trial_is_confirmed_and_becomes_history() -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes)
+    fakes.booted = Boot(boot_id="b2", root_hash=NEW, successful=False)
+
+    async def confirm(case: Case) -> None:
+        assert case.state is State.TRIAL
+        await case.daemon.confirmed()
+        assert case.state is State.TRIAL, "somebody said so, but the slot does not"
+        fakes.booted = replace(fakes.booted, successful=True)
+        await case.daemon.confirmed()
+
+    case = play(confirm, fakes)
+
+    assert case.state is State.IDLE
+    past = case.daemon.record.history[-1]
+    assert (past.outcome, past.attempt.id) == (Outcome.CONFIRMED, "1" + "0" * 31)
+    assert fakes.did[-1] == "give back"
+
+
+def test_a_trial_that_is_confirmed_without_a_word_is_noticed() -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes)
+    fakes.booted = Boot(boot_id="b2", root_hash=NEW, successful=False)
+
+    async def wait(case: Case) -> None:
+        fakes.booted = replace(fakes.booted, successful=True)
+        await case.pass_time()
+
+    assert play(wait, fakes).state is State.IDLE
+
+
+@pytest.mark.case(68)
+def test_a_release_that_fell_back_is_not_tried_again_until_forced() -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes)
+    fakes.booted = Boot(boot_id="b5", root_hash=OLD, successful=True)
+    fakes.answers = [waiting(Reason.FAILED_HERE)]
+
+    case = play(check, fakes)
+
+    assert case.state is State.WAITING
+    assert case.daemon.record.failed == (V("1.1.0"),)
+    assert case.daemon.record.history[0].outcome is Outcome.FELL_BACK
+    assert fakes.asked_for[-1].failed == {V("1.1.0")}
+    assert fakes.did.index("give back") > fakes.did.index("reboot")
+
+
+def test_where_a_person_reboots_the_slot_is_armed_and_the_reason_shown() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    case = play(check, fakes, BY_PERSON)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert case.daemon.record.wait
+    assert case.daemon.record.wait.reason is Reason.PERSON
+    assert fakes.did[-1] == "arm"
+    assert "reboot" not in fakes.did
+
+
+# Waiting -----------------------------------------------------------------------------------------
+
+
+def test_up_to_date_is_idle_with_a_reason_and_asks_again_after_the_interval() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert fakes.timer
+        assert fakes.timer.seconds == 30 * 60  # chance is in the middle
+
+    case = play(story, fakes)
+
+    assert case.state is State.IDLE
+    assert case.daemon.record.wait
+    assert case.daemon.record.wait.reason is Reason.UP_TO_DATE
+    assert case.daemon.record.checked == START
+
+
+def test_a_wave_that_opens_before_the_next_check_is_met_when_it_opens() -> None:
+    soon = START + timedelta(minutes=7)
+    fakes = Fakes(answers=[waiting(Reason.WAVE, soon), OFFER])
+
+    async def wait(case: Case) -> None:
+        await check(case)
+        assert case.state is State.WAITING
+        await case.pass_time()
+
+    case = play(wait, fakes)
+
+    assert fakes.now == soon
+    assert case.state is State.REBOOTING
+
+
+@pytest.mark.case(101)
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (HostError("no route to host"), Reason.UNREACHABLE),
+        (UntrustedError("one signature of two"), Reason.UNTRUSTED),
+        (ExpiredError("timestamp expired"), Reason.EXPIRED),
+    ],
+)
+def test_an_unanswered_check_is_repeated_soon_then_later_and_says_why(
+    error: UpdateAgentError, reason: Reason
+) -> None:
+    fakes = Fakes(answers=[error])
+
+    async def again(case: Case) -> None:
+        waits = []
+        await check(case)
+        for _ in range(8):
+            assert case.daemon.record.wait
+            assert case.daemon.record.wait.reason is reason
+            assert fakes.timer
+            waits.append(round(fakes.timer.seconds / 60))
+            await case.pass_time()
+        assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+        assert case.daemon.record.wait_since == START
+
+    case = play(again, fakes)
+
+    assert case.state is State.WAITING
+    assert case.daemon.record.failures == 9
+
+
+def test_a_good_answer_ends_the_back_off() -> None:
+    fakes = Fakes(answers=[HostError("x"), HostError("x"), waiting(Reason.UP_TO_DATE)])
+
+    async def again(case: Case) -> None:
+        await check(case)
+        await case.pass_time()
+        await case.pass_time()
+        assert fakes.timer
+        assert fakes.timer.seconds == 30 * 60
+
+    case = play(again, fakes)
+
+    assert case.daemon.record.failures == 0
+
+
+def test_a_host_that_is_paused_here_installs_only_what_somebody_asks_for() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await case.daemon.pause("holidays")
+        await check(case)
+        assert case.state is State.WAITING
+        assert case.daemon.record.wait
+        assert case.daemon.record.wait.sentence == "updates are paused on this host: holidays"
+        await case.daemon.install()
+        await case.settle()
+
+    assert play(story, fakes).state is State.REBOOTING
+
+
+def test_a_host_that_installs_by_hand_waits_for_a_person() -> None:
+    by_hand = replace(IMMEDIATE, update=replace(FOLLOWS, automatic=False))
+    fakes = Fakes(answers=[OFFER])
+
+    case = play(check, fakes, by_hand)
+
+    assert case.daemon.record.wait
+    assert case.daemon.record.wait.reason is Reason.BY_HAND
+    assert "installed" not in fakes.did
+
+
+def test_force_asks_as_a_forced_host() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await case.daemon.install(force=True)
+        await case.settle()
+
+    play(story, fakes)
+
+    assert fakes.asked_for[0].forced
+
+
+def test_without_a_repository_nothing_is_asked_by_itself() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    play(nothing, fakes, Settings())
+
+    assert fakes.timer is None
+
+
+def test_checks_of_many_hosts_spread() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+    case = play(check, fakes)
+    found = set()
+    for chance in (0.0, 0.25, 0.5, 0.999):
+        case.daemon._world = replace(case.daemon._world, chance=lambda chance=chance: chance)  # type: ignore[misc]
+        found.add(round(case.daemon._interval().total_seconds() / 60, 1))
+
+    assert found == {20.0, 25.0, 30.0, 40.0}
+
+
+# Installing --------------------------------------------------------------------------------------
+
+
+def test_an_installation_that_stops_is_tried_again_with_the_reason_shown() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"installed": HostError("no space", hint="delete")})
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert case.state is State.WAITING
+        wait = case.daemon.record.wait
+        assert wait
+        assert (wait.reason, wait.ends) == (Reason.INSTALLATION, "delete")
+        assert wait.sentence == "the installation of 1.1.0 stopped: no space"
+        fakes.trouble.clear()
+        await case.pass_time()
+
+    case = play(story, fakes)
+
+    assert case.state is State.REBOOTING
+    assert [it.outcome for it in case.daemon.record.history] == [Outcome.INTERRUPTED]
+    assert case.daemon.record.failed == ()
+
+
+def test_a_release_that_cannot_be_trusted_is_avoided() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"installed": UntrustedError("not what was signed")})
+
+    case = play(check, fakes)
+
+    assert case.state is State.FAILED
+    assert case.daemon.record.failed == (V("1.1.0"),)
+    assert case.daemon.record.history[-1].why == "not what was signed"
+
+
+def test_progress_is_told_while_it_installs_and_gone_after() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    case = play(check, fakes)
+
+    shown = [progress for state, progress in fakes.told if state is State.INSTALLING and progress]
+    assert [(it.done, it.size, it.seconds_left) for it in shown[:1]] == [(1, 2, 2.0)]
+    assert case.daemon.progress is None
+
+
+def test_cancelling_stops_an_installation_at_once_and_blames_nobody() -> None:
+    fakes = Fakes(answers=[OFFER], gate=threading.Event())
+
+    async def story(case: Case) -> None:
+        await case.daemon.check()
+        assert await asyncio.to_thread(fakes.installing.wait, 10)
+        with pytest.raises(NotNowError, match="cannot check while installing"):
+            await case.daemon.check()
+        await case.daemon.cancel()
+        await case.settle()
+
+    case = play(story, fakes)
+
+    assert case.state is State.IDLE
+    assert case.daemon.record.failed == ()
+    assert case.daemon.record.history[-1].outcome is Outcome.DROPPED
+
+
+def test_a_daemon_that_stops_while_it_installs_goes_on_after_its_restart() -> None:
+    fakes = Fakes(answers=[OFFER], gate=threading.Event())
+
+    async def stop(case: Case) -> None:
+        await case.daemon.check()
+        assert await asyncio.to_thread(fakes.installing.wait, 10)
+        await case.daemon.stop()
+
+    attempt = play(stop, fakes).daemon.record.attempt
+    assert attempt
+    fakes.gate = None
+
+    resumed = play(nothing, fakes)
+
+    assert resumed.state is State.REBOOTING
+    assert resumed.daemon.record.attempt
+    assert resumed.daemon.record.attempt.id == attempt.id
+    assert resumed.daemon.record.history == ()
+
+
+def test_a_daemon_that_finds_another_release_after_its_restart_drops_the_first() -> None:
+    fakes = Fakes(answers=[OFFER], gate=threading.Event())
+
+    async def stop(case: Case) -> None:
+        await case.daemon.check()
+        assert await asyncio.to_thread(fakes.installing.wait, 10)
+        await case.daemon.stop()
+
+    play(stop, fakes)
+    fakes.gate = None
+    newer = replace(RELEASE, version=V("1.2.0"), root_hash="2" * 64)
+    fakes.answers = [replace(OFFER, release=newer)]
+
+    resumed = play(nothing, fakes)
+
+    assert [it.outcome for it in resumed.daemon.record.history] == [Outcome.DROPPED]
+    assert resumed.daemon.record.attempt
+    assert resumed.daemon.record.attempt.version == V("1.2.0")
+
+
+# Rebooting ---------------------------------------------------------------------------------------
+
+
+def test_a_reboot_that_is_held_back_is_asked_for_again() -> None:
+    opens = START + timedelta(hours=18)
+    closed = Wait(reason=Reason.WINDOW, sentence="closed", ends="2 o'clock", until=opens)
+    fakes = Fakes(answers=[OFFER], permission=closed)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert case.state is State.WAITING_TO_REBOOT
+        assert case.daemon.record.wait == closed
+        assert "arm" not in fakes.did, "a reboot by accident must boot the old release"
+        fakes.permission = None
+        await case.pass_time()
+
+    case = play(story, fakes)
+
+    assert fakes.now == opens
+    assert case.state is State.REBOOTING
+
+
+def test_a_reboot_that_the_system_refuses_disarms_and_waits_with_the_reason() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"reboot": HostError("inhibited by backup")})
+
+    case = play(check, fakes)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert case.daemon.record.wait
+    assert case.daemon.record.wait.sentence == "inhibited by backup"
+    assert fakes.did[-4:] == ["arm", "reboot", "disarm", "give back"]
+
+
+def test_a_slot_that_cannot_be_armed_is_not_rebooted_into() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"arm": HostError("both tables are damaged")})
+
+    case = play(check, fakes)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert "reboot" not in fakes.did
+
+
+@pytest.mark.case(96)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        waiting(Reason.WITHDRAWN),
+        waiting(Reason.QUARANTINED),
+        waiting(Reason.UP_TO_DATE),
+        replace(OFFER, release=replace(RELEASE, version=V("1.2.0"), root_hash="2" * 64)),
+    ],
+)
+def test_what_nobody_wants_any_more_is_not_booted(answer: Offer) -> None:
+    held = Wait(reason=Reason.WINDOW, sentence="closed", ends="later")
+    fakes = Fakes(answers=[OFFER], permission=held)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        fakes.permission = None
+        fakes.answers = [answer, waiting(Reason.UP_TO_DATE)]
+        await case.pass_time()
+
+    case = play(story, fakes)
+
+    assert case.state is State.IDLE
+    assert case.daemon.record.history[-1].outcome is Outcome.DROPPED
+    assert "arm" not in fakes.did
+    assert "disarm" in fakes.did
+
+
+def test_what_is_staged_is_booted_even_when_no_server_answers_any_more() -> None:
+    fakes = Fakes(answers=[OFFER, HostError("no route to host")])
+
+    assert play(check, fakes).state is State.REBOOTING
+
+
+def test_a_person_may_reboot_before_the_window_opens() -> None:
+    held = Wait(reason=Reason.WINDOW, sentence="closed", ends="later")
+    fakes = Fakes(answers=[OFFER], permission=held)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.daemon.reboot()
+        await case.settle()
+
+    assert play(story, fakes).state is State.REBOOTING
+    assert fakes.did[-2:] == ["arm", "reboot"]
+
+
+@pytest.fixture
+def staged() -> Fakes:
+    held = Wait(reason=Reason.WINDOW, sentence="closed", ends="later")
+    fakes = Fakes(answers=[OFFER], permission=held)
+    play(check, fakes)
+    return fakes
+
+
+def test_cancelling_forgets_what_is_staged(staged: Fakes) -> None:
+    async def cancel(case: Case) -> None:
+        await case.daemon.cancel()
+
+    case = play(cancel, staged)
+
+    assert case.state is State.IDLE
+    assert case.daemon.record.attempt is None
+
+
+def test_a_restart_before_the_reboot_asks_again_and_installs_nothing(staged: Fakes) -> None:
+    staged.permission = None
+    staged.did.clear()
+
+    case = play(nothing, staged)
+
+    assert case.state is State.REBOOTING
+    assert staged.did == ["ask to reboot", "arm", "reboot"]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "reboot"])
+def test_what_makes_no_sense_now_is_refused_by_name(verb: str) -> None:
+    async def story(case: Case) -> None:
+        with pytest.raises(NotNowError, match="while idle"):
+            await getattr(case.daemon, verb)()
+
+    play(story, Fakes(answers=[waiting(Reason.UP_TO_DATE)]))

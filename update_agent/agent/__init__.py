@@ -1,0 +1,1 @@
+"""``update-agentd``: finds, installs, boots and confirms releases, without touching a disk."""

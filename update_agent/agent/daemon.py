@@ -1,0 +1,445 @@
+"""The daemon: one event after the other, each leading to the next state and what is done for it.
+
+``happened`` is the only place that changes the record, keeps it, logs a transition and tells
+anybody. Whatever takes long (the repository, the writer, a reboot) runs in a thread and comes back
+as an event, so that the daemon always answers. What it decides is in ``core/lifecycle.py``; time,
+chance and the world are arguments.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from update_agent.agent.ports import Progress, Reboots, Releases, Slots, Store
+from update_agent.core import lifecycle, record
+from update_agent.core.lifecycle import Effect, Event, State
+from update_agent.core.reason import Reason, Wait
+from update_agent.core.record import OUTCOMES, Attempt, Outcome, Record
+from update_agent.core.release import Host
+from update_agent.core.settings import Settings, Strategy
+from update_agent.core.trust import ExpiredError
+from update_agent.errors import HostError, ReleaseError, UpdateAgentError
+from update_agent.host.offer import Offer
+
+logger = logging.getLogger(__name__)
+
+_ASK_AGAIN = timedelta(minutes=1)
+"""After which a reboot that is held back is asked for again, when nobody said a time."""
+
+_OFF = Wait(
+    reason=Reason.PERSON,
+    sentence="the release is installed and boots next",
+    ends="whoever reboots this host",
+)
+
+
+class NotNowError(HostError):
+    """Something was asked for that cannot be done in this state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that the daemon touches."""
+
+    releases: Releases
+    slots: Slots
+    reboots: Reboots
+    store: Store
+    now: Callable[[], datetime]
+    chance: Callable[[], float]
+    """From 0 to 1."""
+    new_id: Callable[[], str]
+    tell: Callable[["Daemon"], None]
+    """Called after every change of what the daemon shows."""
+    later: Callable[[float, Callable[[], None]], "Timer"]
+    """Call something after so many seconds, from the event loop."""
+
+
+class Timer(Protocol):
+    """Something that will be done later."""
+
+    def cancel(self) -> None:
+        """Do it never."""
+        ...
+
+
+class Daemon:
+    """One host's updates. Used from its event loop alone."""
+
+    def __init__(self, host: Host, settings: Settings, world: World) -> None:
+        self.host = host
+        self.settings = settings
+        self.record = record.fresh(world.now())
+        self.progress: Progress | None = None
+        self.next_check: datetime | None = None
+        self._world = world
+        self._offer: Offer | None = None
+        self._forced = False
+        self._asked = False
+        self._cancelled = threading.Event()
+        self._stopping = False
+        self._timer: Timer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        """Held by one event at a time."""
+        self._work = asyncio.Lock()
+        """Held by the effects of one step at a time, in the order of the steps."""
+        self._boot: lifecycle.Boot | None = None
+
+    async def start(self) -> None:
+        """Find out what happened meanwhile, and go on from there."""
+        self.record = await asyncio.to_thread(self._world.store.load, self._world.now())
+        self._boot = await asyncio.to_thread(self._world.slots.boot)
+        goal = self.record.attempt.goal if self.record.attempt else None
+        await self.happened(lifecycle.awakened(goal, self._boot))
+        self._schedule()
+
+    async def stop(self) -> None:
+        """End all work; what is under way goes on with the next start."""
+        self._stopping = True
+        self._cancelled.set()
+        if self._timer:
+            self._timer.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What people ask for -------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Ask the repository now. Raises NotNowError."""
+        self._want(Event.CHECK, "check")
+        await self.happened(Event.CHECK)
+
+    async def install(self, *, force: bool = False) -> None:
+        """Install what is offered, whatever this host's own pause says; with ``force``, past waves.
+
+        Raises NotNowError.
+        """
+        self._want(Event.CHECK, "install")
+        self._asked, self._forced = True, force
+        await self.happened(Event.CHECK)
+
+    async def cancel(self) -> None:
+        """Stop an installation, or forget what is staged. Raises NotNowError."""
+        self._want(Event.DROPPED, "cancel")
+        if self.record.state is State.INSTALLING:
+            self._cancelled.set()
+        else:
+            await self.happened(Event.DROPPED, why="cancelled")
+
+    async def pause(self, why: str) -> None:
+        """Begin nothing by itself until resumed; what is under way goes on."""
+        await self._keep(replace(self.record, paused=why[:500] or "no reason given"))
+
+    async def resume(self) -> None:
+        """Undo ``pause``."""
+        await self._keep(replace(self.record, paused=None))
+        self._schedule()
+
+    async def reboot(self) -> None:
+        """Boot what is staged, now, whatever the window says. Raises NotNowError."""
+        self._want(Event.PERMITTED, "reboot into the new release")
+        await self.happened(Event.PERMITTED)
+
+    async def confirmed(self) -> None:
+        """Look whether the running release is confirmed, as somebody says."""
+        self._boot = await asyncio.to_thread(self._world.slots.boot)
+        if self.record.state is State.TRIAL and self._boot.successful:
+            await self.happened(Event.CONFIRMED)
+
+    def _want(self, event: Event, what: str) -> None:
+        if not lifecycle.takes(self.record.state, event):
+            raise NotNowError(f"cannot {what} while {self.record.state}")
+
+    # Events --------------------------------------------------------------------------------------
+
+    async def happened(self, event: Event, *, wait: Wait | None = None, why: str = "") -> None:
+        """Take one step. The only place that logs a transition, keeps it, or tells anyone."""
+        async with self._turn:
+            step = lifecycle.step(self.record.state, event)
+            attempt = self.record.attempt
+            logger.info(
+                "%s: %s -> %s%s%s", event, self.record.state, step.state,
+                f" [{attempt.id}]" if attempt else "",
+                f": {wait.sentence if wait else why}" if wait or why else "",
+            )  # fmt: skip
+            moved = self.record.moved(step.state, self._world.now(), wait)
+            for effect in step.effects:
+                moved = self._noted(effect, moved, event, why)
+            await self._keep(moved)
+        self._spawn(self._perform(step.effects))
+        self._schedule()
+
+    def _noted(self, effect: Effect, found: Record, event: Event, why: str) -> Record:
+        """Return the record with what an effect writes into it."""
+        now, offer = self._world.now(), self._offer
+        match effect:
+            case Effect.BEGIN if offer and offer.release:
+                if found.attempt and found.attempt.root_hash == offer.release.root_hash:
+                    return found  # a restart came between
+                ended = found.ended(Outcome.DROPPED, now, f"{offer.release.version} came instead")
+                return ended.began(
+                    Attempt(
+                        id=self._world.new_id(),
+                        running=self.host.version,
+                        version=offer.release.version,
+                        root_hash=offer.release.root_hash,
+                        began=now,
+                    )
+                )
+            case Effect.ARM if found.attempt and self._boot:  # written before it is done
+                return found.began(replace(found.attempt, armed_in=self._boot.boot_id))
+            case Effect.AVOID if found.attempt:
+                return found.avoiding(found.attempt.version)
+            case Effect.END:
+                return found.ended(OUTCOMES[event], now, why)
+            case _:
+                return found
+
+    async def _keep(self, found: Record) -> None:
+        if found != self.record:
+            await asyncio.to_thread(self._world.store.save, found)
+            self.record = found
+        self._world.tell(self)
+
+    # Effects -------------------------------------------------------------------------------------
+
+    async def _perform(self, effects: Sequence[Effect]) -> None:
+        async with self._work:
+            try:
+                for effect in effects:
+                    if perform := self._performers.get(effect):
+                        await perform(self)
+            except UpdateAgentError as error:  # of arming and rebooting; all else has its own
+                await self.happened(Event.NOT_REBOOTED, wait=_held_back(error))
+
+    async def _ask(self) -> None:
+        asked, forced = self._asked, self._forced
+        self._asked = self._forced = False
+        self.next_check = None  # the interval begins with this check
+        host = replace(self.host, failed=frozenset(self.record.failed), forced=forced)
+        try:
+            offer = await asyncio.to_thread(self._world.releases.ask, host)
+        except UpdateAgentError as error:
+            await self._count(self.record.failures + 1)
+            await self.happened(Event.HELD, wait=_unanswered(error))
+            return
+        self._offer = offer
+        await self._keep(replace(self.record, checked=self._world.now(), failures=0))
+        wait = offer.wait or (None if asked or forced else self._held_here())
+        if wait and wait.reason is Reason.UP_TO_DATE:
+            await self.happened(Event.NOTHING, wait=wait)
+        elif wait:
+            await self.happened(Event.HELD, wait=wait)
+        else:
+            await self.happened(Event.OFFERED)
+
+    def _held_here(self) -> Wait | None:
+        """Return why this host's people want nothing to be installed."""
+        if self.record.paused:
+            return Wait(
+                reason=Reason.PAUSED_HERE,
+                sentence=f"updates are paused on this host: {self.record.paused}",
+                ends="update-agentctl resume",
+            )
+        if not self.settings.update.automatic:
+            return Wait(
+                reason=Reason.BY_HAND,
+                sentence="this host installs nothing by itself (update.automatic)",
+                ends="update-agentctl install",
+            )
+        return None
+
+    async def _install(self) -> None:
+        offer, attempt = self._offer, self.record.attempt
+        if offer is None or attempt is None:
+            raise RuntimeError("an installation needs an offer and an attempt")
+        self._cancelled = cancelled = threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def show(progress: Progress) -> None:
+            loop.call_soon_threadsafe(self._show, progress)
+
+        try:
+            done = await asyncio.to_thread(
+                self._world.slots.install, offer, attempt, show, cancelled
+            )
+        except ReleaseError as error:
+            await self.happened(Event.REFUSED, why=str(error))
+        except HostError as error:
+            if cancelled.is_set():
+                if not self._stopping:
+                    await self.happened(Event.DROPPED, why="cancelled")
+                return
+            await self._count(self.record.failures + 1)
+            wait = Wait(
+                reason=Reason.INSTALLATION,
+                sentence=f"the installation of {attempt.version} stopped: {error}",
+                ends=error.hint or "the next try, which keeps what is right",
+            )
+            await self.happened(Event.INTERRUPTED, wait=wait, why=str(error))
+        else:
+            counted = replace(attempt, fetched=done.fetched, saved=done.saved)
+            await self._keep(self.record.began(counted))
+            await self.happened(Event.VERIFIED)
+        finally:
+            self._show(None)
+
+    async def _ask_to_reboot(self) -> None:
+        if self.settings.reboot.strategy is Strategy.OFF:
+            await self.happened(Event.LEFT, wait=_OFF)
+            return
+        try:
+            wait = await asyncio.to_thread(
+                self._world.reboots.ask, self._world.now(), self.record.attempt
+            )
+        except UpdateAgentError as error:
+            wait = _held_back(error)
+        unwanted = None if wait else await self._unwanted()
+        if not lifecycle.takes(self.record.state, Event.PERMITTED):
+            return  # cancelled, or rebooted by a person, meanwhile
+        if unwanted:
+            await self.happened(Event.DROPPED, why=unwanted)
+            await self.happened(Event.CHECK)
+        elif wait:
+            await self.happened(Event.HELD_BACK, wait=wait)
+        else:
+            await self.happened(Event.PERMITTED)
+
+    async def _unwanted(self) -> str | None:
+        """Return why what is staged should not be booted any more, as far as the server says."""
+        attempt = self.record.attempt
+        if attempt is None:
+            raise RuntimeError("nothing is staged")
+        try:
+            offer = await asyncio.to_thread(
+                self._world.releases.ask, replace(self.host, forced=True)
+            )
+        except UpdateAgentError as error:
+            logger.warning("cannot ask whether %s is still wanted: %s", attempt.version, error)
+            return None
+        if offer.wait and offer.wait.reason is not Reason.PAUSED:
+            return offer.wait.sentence
+        if offer.release and offer.release.root_hash != attempt.root_hash:
+            return f"{offer.release.version} is offered instead"
+        return None
+
+    async def _arm(self) -> None:
+        await asyncio.to_thread(self._world.slots.arm)
+
+    async def _reboot(self) -> None:
+        await asyncio.to_thread(self._world.reboots.reboot)
+
+    async def _disarm(self) -> None:
+        with _survived("cannot disarm the other slot"):
+            await asyncio.to_thread(self._world.slots.disarm)
+
+    async def _give_back(self) -> None:
+        with _survived("cannot give the permission to reboot back"):
+            await asyncio.to_thread(self._world.reboots.give_back)
+
+    _performers: Mapping[Effect, Callable[["Daemon"], Awaitable[None]]] = {
+        Effect.ASK: _ask,
+        Effect.INSTALL: _install,
+        Effect.ASK_TO_REBOOT: _ask_to_reboot,
+        Effect.ARM: _arm,
+        Effect.DISARM: _disarm,
+        Effect.REBOOT: _reboot,
+        Effect.GIVE_BACK: _give_back,
+    }
+    """The others only write into the record."""
+
+    async def _count(self, failures: int) -> None:
+        await self._keep(replace(self.record, failures=min(failures, 10_000)))
+
+    def _show(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self._world.tell(self)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a defect of the daemon", "exception": error}
+            )
+
+    # Time ----------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Set the one timer to when something is to be done without anybody asking."""
+        if self._timer:
+            self._timer.cancel()
+        now = self._world.now()
+        due = self._due(now)
+        if due is None:
+            return
+        seconds = max(0.0, (due - now).total_seconds())
+        self._timer = self._world.later(seconds, self._time_is_up)
+
+    def _due(self, now: datetime) -> datetime | None:
+        state, wait = self.record.state, self.record.wait
+        if state is State.WAITING_TO_REBOOT:
+            if wait and wait.reason is Reason.PERSON:
+                return None
+            return max(now, wait.until) if wait and wait.until else now + _ASK_AGAIN
+        if state is State.TRIAL:
+            return now + _ASK_AGAIN
+        if not lifecycle.takes(state, Event.CHECK) or not self.settings.update.repository:
+            return None
+        if self.next_check is None or self.next_check <= now:
+            self.next_check = now + self._interval()
+        if wait and wait.until and now < wait.until < self.next_check:
+            return wait.until
+        return self.next_check
+
+    def _interval(self) -> timedelta:
+        """Return the time to the next check: a third more or less, so that hosts spread."""
+        interval: timedelta = self.settings.update.interval
+        if self.record.failures:
+            interval = record.backoff(self.record.failures - 1, interval)
+        return interval * (2 / 3 + self._world.chance() * 2 / 3)
+
+    def _time_is_up(self) -> None:
+        self.next_check = None
+        if self.record.state is State.WAITING_TO_REBOOT:
+            self._spawn(self._perform([Effect.ASK_TO_REBOOT]))
+        elif self.record.state is State.TRIAL:
+            self._spawn(self.confirmed())
+        elif lifecycle.takes(self.record.state, Event.CHECK):
+            self._spawn(self.happened(Event.CHECK))
+
+
+def _unanswered(error: UpdateAgentError) -> Wait:
+    reason = (
+        Reason.EXPIRED if isinstance(error, ExpiredError)
+        else Reason.UNTRUSTED if isinstance(error, ReleaseError)
+        else Reason.UNREACHABLE
+    )  # fmt: skip
+    return Wait(reason=reason, sentence=str(error), ends=error.hint or "the next check")
+
+
+def _held_back(error: UpdateAgentError) -> Wait:
+    return Wait(reason=Reason.INHIBITED, sentence=str(error), ends=error.hint or "the next try")
+
+
+@contextmanager
+def _survived(what: str) -> Iterator[None]:
+    """Go on after a failure that nothing else depends on."""
+    try:
+        yield
+    except UpdateAgentError as error:
+        logger.warning("%s: %s", what, error)
+
+
+def utc_now() -> datetime:
+    """Return the time of the system."""
+    return datetime.now(UTC)

@@ -1,0 +1,103 @@
+"""What the daemon needs from the world, and no more; the programs' ``main`` gives it real ones.
+
+Everything here may take long and is called in a thread of its own. Failures are UpdateAgentErrors.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from update_agent.core.lifecycle import Boot
+from update_agent.core.reason import Wait
+from update_agent.core.record import Attempt, Record
+from update_agent.core.release import Host
+from update_agent.host.offer import Offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an installation is. Sizes in bytes, rates in bytes a second."""
+
+    step: str
+    done: int
+    size: int
+    rate: float = 0.0
+    throttled_by: str | None = None
+    """What keeps it from being faster, if it is not the network or the disk."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it will take, if that can be said."""
+        return (self.size - self.done) / self.rate if self.rate else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What an installation took. Bytes."""
+
+    fetched: int
+    saved: int
+
+
+class Releases(Protocol):
+    """The repository."""
+
+    def ask(self, host: Host) -> Offer:
+        """Return what there is for ``host``, verified."""
+        ...
+
+
+class Slots(Protocol):
+    """The writer."""
+
+    def boot(self) -> Boot:
+        """Return from which slot the host runs."""
+        ...
+
+    def install(
+        self,
+        offer: Offer,
+        attempt: Attempt,
+        progress: Callable[[Progress], None],
+        cancelled: threading.Event,
+    ) -> Installed:
+        """Put the offered release into the other slot, verified; return early when cancelled."""
+        ...
+
+    def arm(self) -> None:
+        """Let the other slot boot next, on trial."""
+        ...
+
+    def disarm(self) -> None:
+        """Let the booted slot boot next."""
+        ...
+
+
+class Reboots(Protocol):
+    """Who permits reboots, and who carries them out."""
+
+    def ask(self, now: datetime, attempt: Attempt | None) -> Wait | None:
+        """Return why the host may not reboot now, or None. Asking again changes nothing."""
+        ...
+
+    def give_back(self) -> None:
+        """Hold no permission any more; without one, nothing."""
+        ...
+
+    def reboot(self) -> None:
+        """Reboot the host. Returns when it is on its way; raises when it is refused."""
+        ...
+
+
+class Store(Protocol):
+    """Where the record is kept."""
+
+    def load(self, now: datetime) -> Record:
+        """Return what was kept."""
+        ...
+
+    def save(self, record: Record) -> None:
+        """Keep ``record``; durable on return."""
+        ...
