@@ -113,7 +113,11 @@ def release(folder: Path, name: str, tree: Tree, kernel: bytes) -> Release:
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Releases:
     """Both releases, made once and never written to."""
-    folder = tmp_path_factory.mktemp("releases")
+    return make_releases(tmp_path_factory.mktemp("releases"))
+
+
+def make_releases(folder: Path) -> Releases:
+    """Return both releases, made in ``folder``."""
     old = noise(250_000, "kernel 1")
     v1 = release(folder, "v1", first_tree(), old)
     v2 = release(folder, "v2", second_tree(), old[:200_000] + noise(70_001, "kernel 2"))

@@ -442,9 +442,36 @@ def verify(
 ) -> Proven:
     """Return the release ``version`` if ``evidence`` proves it, and that it is for ``host``.
 
-    ``trusted`` is the root that came with the system. A release older than what the host runs must
-    be proven by the channel ``channel_name`` too. Raises UntrustedError, ExpiredError,
-    DocumentError, IdentityError; RollbackError when nothing allows to go down to ``version``.
+    A release older than what the host runs must be proven by the channel ``channel_name`` too.
+    Raises what ``prove`` raises; RollbackError when nothing allows to go down to ``version``.
+    """
+    found = prove(
+        trusted, evidence,
+        product=host.product, version=version, now=now, channel_name=channel_name,
+    )  # fmt: skip
+    if isinstance(reason := release.held_back(host, found.release), Wait):
+        raise release.IdentityError(reason.sentence)
+    if version < host.version and not _goes_down(found.channel, host, version):
+        raise RollbackError(
+            f"release {version} is older than {host.version}, which runs, and no channel that was"
+            " shown allows this downgrade"
+        )
+    return found
+
+
+def prove(
+    trusted: bytes,
+    evidence: Evidence,
+    *,
+    product: str,
+    version: Version,
+    now: datetime,
+    channel_name: str | None = None,
+) -> Proven:
+    """Return the release ``version`` of ``product`` if ``evidence`` proves that it was released.
+
+    ``trusted`` is the root that came with the system. Whether it is for a host is another question.
+    Raises UntrustedError, ExpiredError, DocumentError, IdentityError.
     """
     root = root_at_the_end(trusted, evidence.roots)
     want_current(root, Root.type, now)
@@ -452,19 +479,10 @@ def verify(
     want_current(targets, Targets.type, now)
     releases = delegated(targets, RELEASES, evidence.releases)
     want_current(releases, RELEASES, now)
-    target(releases, release.path(host.product, version), evidence.release)
-    found = release.decode(evidence.release, host.product, version)
-    if isinstance(reason := release.held_back(host, found), Wait):
-        raise release.IdentityError(reason.sentence)
-    allowing = _channel(targets, evidence, channel_name, now) if channel_name else None
-    if version < host.version and not _goes_down(allowing, host, version):
-        raise RollbackError(
-            f"release {version} is older than {host.version}, which runs, and no channel that was"
-            " shown allows this downgrade"
-        )
+    target(releases, release.path(product, version), evidence.release)
     return Proven(
-        release=found,
-        channel=allowing,
+        release=release.decode(evidence.release, product, version),
+        channel=_channel(targets, evidence, channel_name, now) if channel_name else None,
         root_version=root.version,
         releases_version=releases.version,
     )

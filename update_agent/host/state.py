@@ -38,13 +38,15 @@ def grow(disk: Path) -> bool:
         sector = disks.read_tables(opened).geometry.sector_size
     size = (part.last_lba - part.first_lba + 1) * sector
     node = udev.partition_node(disk, part.number)
-    with open_device(node) as device:
+    if node is None:
+        raise HostError(f"the kernel knows no partition {part.number} of {disk}")
+    with open_device(node.path) as device:
         if device.size < size:
             _tell_kernel(disk, part, sector)
         superblock = device.read(0, 4096)[_EXT4_SUPERBLOCK:]
     if _file_system_size(superblock) + 2**20 > size:
         return False
-    run(["resize2fs", node])
+    run(["resize2fs", node.path])
     return True
 
 

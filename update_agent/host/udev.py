@@ -16,6 +16,9 @@ import pyudev
 
 from update_agent.errors import HostError
 
+_SYSFS_SECTOR = 512
+"""Bytes in which sysfs counts, whatever sectors a disk has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootedPartition:
@@ -86,12 +89,25 @@ def unused(disk: Path, number: int) -> Iterator[None]:
         os.close(fd)
 
 
-def partition_node(disk: Path, number: int) -> Path:
-    """Return the device of partition ``number`` of ``disk``. Raises HostError."""
-    partition = _partition(disk, number)
-    if partition is None:
-        raise HostError(f"the kernel knows no partition {number} of {disk}")
-    return Path(partition.device_node)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionNode:
+    """A partition as the kernel knows it: its node, and where on its disk it lies, in bytes."""
+
+    path: Path
+    start: int
+    size: int
+
+
+def partition_node(disk: Path, number: int) -> PartitionNode | None:
+    """Return partition ``number`` of ``disk``, or None when the kernel knows of no such."""
+    found = _partition(disk, number)
+    if found is None:
+        return None
+    return PartitionNode(
+        path=Path(found.device_node),
+        start=found.attributes.asint("start") * _SYSFS_SECTOR,
+        size=found.attributes.asint("size") * _SYSFS_SECTOR,
+    )
 
 
 def _partition(disk: Path, number: int) -> pyudev.Device | None:
