@@ -62,7 +62,11 @@ def parse(data: bytes, what: str, *, max_size: int = MAX_SIZE) -> object:
 
 def decode(data: bytes, kind: type[T], what: str, *, max_size: int = MAX_SIZE) -> T:
     """Return the ``kind`` that the JSON in ``data`` describes. Raises DocumentError."""
-    value = parse(data, what, max_size=max_size)
+    return shaped(parse(data, what, max_size=max_size), kind, what)
+
+
+def shaped(value: object, kind: type[T], what: str) -> T:
+    """Return the ``kind`` that a parsed ``value`` describes. Raises DocumentError."""
     try:
         return msgspec.convert(value, kind, dec_hook=_read)
     except msgspec.ValidationError as error:

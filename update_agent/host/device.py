@@ -31,7 +31,8 @@ class Device:
         self.path = path
         status = os.fstat(fd)
         self.is_block = stat.S_ISBLK(status.st_mode)
-        self.identity = (0, status.st_rdev) if self.is_block else (status.st_dev, status.st_ino)
+        file = (status.st_dev, status.st_ino)
+        self.identity: tuple[int, ...] = (0, status.st_rdev) if self.is_block else file
         """Equal for two that are one, whatever their paths are."""
         self.size = os.lseek(fd, 0, os.SEEK_END)
         self._fd = fd
@@ -83,6 +84,28 @@ class Device:
         start = offset - offset % mmap.PAGESIZE
         end = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
         os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+class Section(Device):
+    """A part of an open device, as a device: what lies outside is out of reach."""
+
+    def __init__(self, device: Device, start: int, size: int) -> None:
+        super().__init__(device.fileno(), device.path)
+        if start < 0 or start + size > self.size:
+            raise ValueError(f"bytes {start} to {start + size} are not all on {device.path}")
+        self.identity = (*self.identity, start)
+        self.size = size
+        self._start = start
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset``; return the bytes read, fewer only at the end."""
+        return super().read_into(buffer[: max(0, self.size - offset)], self._start + offset)
+
+    def write(self, buffer: memoryview, offset: int) -> None:
+        """Write all of ``buffer`` at ``offset``; durable only after ``flush``."""
+        if offset < 0 or offset + len(buffer) > self.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(buffer, self._start + offset)
 
 
 def aligned(size: int) -> memoryview:

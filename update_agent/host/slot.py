@@ -397,36 +397,8 @@ class SlotWriter:
         return range(0) if whole and xxhash.xxh3_64_intdigest(data) == checksum else numbers
 
     def _judge(self, first_block: bytes) -> None:
-        parts = _layout_in(first_block)
-        if parts.image_size != self._plan.index.image_size:
-            raise slot_image.ImageError(
-                f"the slot header says {parts.image_size} bytes,"
-                f" the index {self._plan.index.image_size}"
-            )
-        superblock = self._device.read(parts.verity_offset, BLOCK)
-        verity = slot_image.parse_verity(superblock, fs_size=parts.fs_size)
-        tree = self._blocks(parts.verity_offset + BLOCK, parts.verity_size - BLOCK)
-        slot_image.check_tree(verity, tree, self._plan.index.root_hash)
-        block = self._device.read(parts.kernel_offset, BLOCK)
-        kernel = slot_image.parse_kernel(block, region_size=parts.kernel_region_size)
-        digest = sha256()
-        for piece in self._pieces(parts.kernel_offset + BLOCK, kernel.size):
-            digest.update(piece)
-        if digest.digest() != kernel.digest:
-            raise slot_image.ImageError("the kernel does not have the hash in its kernel region")
-
-    def _blocks(self, offset: int, size: int) -> Iterator[memoryview]:
-        for piece in self._pieces(offset, size):
-            for at in range(0, len(piece), BLOCK):
-                yield piece[at : at + BLOCK]
-
-    def _pieces(self, offset: int, size: int) -> Iterator[memoryview]:
-        """Yield ``size`` bytes from ``offset``, read past every cache into one buffer."""
-        data = _buffer(MAX_CHUNK)
-        for at in range(0, size, MAX_CHUNK):
-            wanted = min(MAX_CHUNK, size - at)
-            self._device.read_into(data[: -(-wanted // BLOCK) * BLOCK], offset + at)
-            yield data[:wanted]
+        index = self._plan.index
+        judge(self._device, first_block, image_size=index.image_size, root_hash=index.root_hash)
 
     def _store_first_block(self, content: bytes) -> None:
         block = aligned(BLOCK)
@@ -435,6 +407,45 @@ class SlotWriter:
         self._device.flush()
         if self._device.read(0, BLOCK) != bytes(block):
             raise HostError(f"{self._device.path} does not hold the first block that was written")
+
+
+def judge(device: Device, first_block: bytes, *, image_size: int, root_hash: bytes) -> None:
+    """Hold a slot image against its own hashes: header, verity tree and kernel.
+
+    What the tree says of the file system is left to dm-verity, which checks each block that is ever
+    read. Raises ImageError, OSError.
+    """
+    parts = _layout_in(first_block)
+    if parts.image_size != image_size:
+        raise slot_image.ImageError(
+            f"the slot header says {parts.image_size} bytes, the index {image_size}"
+        )
+    superblock = device.read(parts.verity_offset, BLOCK)
+    verity = slot_image.parse_verity(superblock, fs_size=parts.fs_size)
+    tree = _blocks(device, parts.verity_offset + BLOCK, parts.verity_size - BLOCK)
+    slot_image.check_tree(verity, tree, root_hash)
+    block = device.read(parts.kernel_offset, BLOCK)
+    kernel = slot_image.parse_kernel(block, region_size=parts.kernel_region_size)
+    digest = sha256()
+    for piece in _pieces(device, parts.kernel_offset + BLOCK, kernel.size):
+        digest.update(piece)
+    if digest.digest() != kernel.digest:
+        raise slot_image.ImageError("the kernel does not have the hash in its kernel region")
+
+
+def _blocks(device: Device, offset: int, size: int) -> Iterator[memoryview]:
+    for piece in _pieces(device, offset, size):
+        for at in range(0, len(piece), BLOCK):
+            yield piece[at : at + BLOCK]
+
+
+def _pieces(device: Device, offset: int, size: int) -> Iterator[memoryview]:
+    """Yield ``size`` bytes from ``offset``, read past every cache into one buffer."""
+    data = _buffer(MAX_CHUNK)
+    for at in range(0, size, MAX_CHUNK):
+        wanted = min(MAX_CHUNK, size - at)
+        device.read_into(data[: -(-wanted // BLOCK) * BLOCK], offset + at)
+        yield data[:wanted]
 
 
 # What each thread keeps for itself ---------------------------------------------------------------

@@ -46,6 +46,7 @@ from update_agent.errors import HostError, ReleaseError, UpdateAgentError
 from update_agent.host import files
 from update_agent.host.http import Network, StatusError, get
 from update_agent.host.journal import Journal
+from update_agent.host.root import read_root
 
 ROLES = (Timestamp.type, Snapshot.type, Targets.type, RELEASES, CHANNELS)
 """What is kept, in the order in which one leads to the next; roots have a folder of their own."""
@@ -212,22 +213,6 @@ class TrustedRepository:
         if self._client is None:
             raise RuntimeError("refresh first")
         return get(self._network, f"{self._client.url}/{quote(path)}", max_size=max_size)
-
-
-def read_root(path: Path) -> bytes:
-    """Return the trusted root in the file ``path``; without it nothing is trusted."""
-    hint = "put the repository's root.json there, from a source that you trust"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise HostError(
-            f"cannot read the trusted root {path}: {error.strerror}", hint=hint
-        ) from error
-    try:
-        trust.trusted_root(data)
-    except UpdateAgentError as error:
-        raise UntrustedError(f"{path}: {error}", hint=hint) from error
-    return data
 
 
 # python-tuf's client -----------------------------------------------------------------------------

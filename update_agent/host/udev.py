@@ -16,6 +16,9 @@ import pyudev
 
 from update_agent.errors import HostError
 
+_SYSFS_SECTOR = 512
+"""Bytes in which sysfs counts, whatever sectors a disk has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootedPartition:
@@ -84,6 +87,27 @@ def unused(disk: Path, number: int) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionNode:
+    """A partition as the kernel knows it: its node, and where on its disk it lies, in bytes."""
+
+    path: Path
+    start: int
+    size: int
+
+
+def partition_node(disk: Path, number: int) -> PartitionNode | None:
+    """Return partition ``number`` of ``disk``, or None when the kernel knows of no such."""
+    found = _partition(disk, number)
+    if found is None:
+        return None
+    return PartitionNode(
+        path=Path(found.device_node),
+        start=found.attributes.asint("start") * _SYSFS_SECTOR,
+        size=found.attributes.asint("size") * _SYSFS_SECTOR,
+    )
 
 
 def _partition(disk: Path, number: int) -> pyudev.Device | None:

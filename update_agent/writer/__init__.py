@@ -1,0 +1,1 @@
+"""update-agent-writer: the only process that writes slots and boot flags, and trusts nobody."""

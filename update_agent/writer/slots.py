@@ -1,0 +1,214 @@
+"""The host's two slots: how they stand, and every change that is made to them.
+
+No caller names a slot. What is written, armed and rolled back to is the other slot, what is
+confirmed is the booted one; which is which was found when the writer started. The rules kept here:
+
+* The other slot is retired on the disk before the record of what it holds is removed, and that
+  before its first byte is overwritten. So whatever boots is whole, and was verified.
+* A slot is armed only when the record says it was verified, and it still is what the record says:
+  header, verity tree and kernel are read again. The rest of it dm-verity reads when it is used.
+* Changes come one after the other; who comes while another is at it is told so.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from update_agent.core import slot as flags
+from update_agent.core.chunking import BLOCK
+from update_agent.core.slot import Slot, Slots
+from update_agent.core.slot_image import ImageError
+from update_agent.core.wire import BusyError, SlotState, State, UnverifiedError, Verified
+from update_agent.errors import HostError
+from update_agent.host import disk as disks
+from update_agent.host import slot, udev
+from update_agent.host.device import Device
+from update_agent.host.partition import open_partition
+from update_agent.writer.host import Host
+from update_agent.writer.memory import Memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The slots, by what they are now."""
+
+    slots: Slots
+    booted: Slot
+
+    @property
+    def other(self) -> Slot:
+        """The slot that is not booted."""
+        return self.slots[self.booted.name.other]
+
+
+class HostSlots:
+    """The slots of ``host``, and what ``memory`` knows of them."""
+
+    def __init__(self, host: Host, memory: Memory) -> None:
+        self.host = host
+        self.memory = memory
+        self._changing = threading.Lock()
+
+    # Looking -------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return how the slots stand. Raises HostError."""
+        slots = self._slots()
+        chosen = flags.choose(slots)
+        return State(
+            a=self._slot_state(slots.a),
+            b=self._slot_state(slots.b),
+            next=chosen.name if chosen else None,
+            why=flags.explain(slots),
+            verified=self.memory.verified(),
+        )
+
+    def pair(self) -> Pair:
+        """Return the slots. Raises HostError when the host runs from neither."""
+        return self._pair(self._slots())
+
+    def _slots(self) -> Slots:
+        with disks.open_disk(self.host.disk) as disk:
+            return flags.from_table(disks.read_tables(disk).authoritative)
+
+    def _pair(self, slots: Slots) -> Pair:
+        for it in slots:
+            if it.number == self.host.booted:
+                return Pair(slots=slots, booted=it)
+        raise HostError(
+            f"this host runs from partition {self.host.booted} of {self.host.disk}, which is none"
+            f" of its slots ({slots.a.number} and {slots.b.number})",
+            hint="boot it from a slot; until then no slot is changed",
+        )
+
+    def _slot_state(self, it: Slot) -> SlotState:
+        with self.open(it) as device:
+            image = _image_on(device)
+            return SlotState(
+                slot=it.name,
+                partition=it.number,
+                size=device.size,
+                booted=it.number == self.host.booted,
+                priority=it.flags.priority,
+                tries=it.flags.tries,
+                successful=it.flags.successful,
+                state=it.state,
+                unfinished=image.unfinished,
+                root_hash=image.root_hash,
+                image_size=image.size,
+            )
+
+    @contextmanager
+    def open(self, it: Slot, *, writable: bool = False) -> Iterator[Device]:
+        """Open the partition of a slot. Raises HostError."""
+        with open_partition(self.host.disk, it.number, writable=writable) as device:
+            yield device
+
+    # Changing ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keep everybody else from changing slots. Raises BusyError."""
+        if not self._changing.acquire(blocking=False):
+            raise BusyError(
+                "the writer is at another installation, or about to arm what it wrote",
+                hint="wait until it is done, or cancel it",
+            )
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    @contextmanager
+    def given_up_other(self, image_size: int) -> Iterator[tuple[Pair, Device]]:
+        """Yield the slots and the other one to write to, retired and forgotten of, in nobody's use.
+
+        Raises HostError, with nothing changed when it is in use or too small, or when the booted
+        one was not confirmed.
+        """
+        pair = self.pair()
+        with (
+            udev.unused(self.host.disk, pair.other.number),
+            self.open(pair.other, writable=True) as device,
+        ):
+            if image_size > device.size:
+                raise HostError(
+                    f"the image has {image_size} bytes, slot {pair.other.name} only {device.size}",
+                    hint="the slot is too small for this release",
+                )
+            self._change(lambda it: flags.retire(it.slots, it.other.name))
+            self.memory.forget()
+            yield pair, device
+
+    def arm(self) -> State:
+        """Let the other slot boot next, on trial, if it is verified. Raises HostError."""
+        with self.changing():
+            pair = self.pair()
+            verified = self.memory.verified()
+            if verified is None or verified.slot is not pair.other.name:
+                raise UnverifiedError(
+                    f"slot {pair.other.name} is not verified, so it cannot be armed",
+                    hint="install a release first",
+                )
+            with (
+                udev.unused(self.host.disk, pair.other.number),
+                self.open(pair.other) as device,
+            ):
+                _want_still(verified, device)
+                self._change(lambda it: flags.arm(it.slots, verified.slot))
+        return self.state()
+
+    def disarm(self) -> State:
+        """Let the booted slot boot next. Raises HostError."""
+        self._change(lambda it: flags.rollback(it.slots, it.booted.name))
+        return self.state()
+
+    def confirm(self) -> State:
+        """Let the booted slot boot without a try. Raises HostError."""
+        self._change(lambda it: flags.confirm(it.slots, it.booted.name))
+        return self.state()
+
+    def rollback(self) -> State:
+        """Let the other slot boot next, if it was confirmed once. Raises HostError."""
+        self._change(lambda it: flags.rollback(it.slots, it.other.name))
+        return self.state()
+
+    def _change(self, edit: Callable[[Pair], Slots]) -> None:
+        with disks.open_disk(self.host.disk, writable=True) as disk:
+            disks.change_slots(disk, lambda slots: edit(self._pair(slots)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Image:
+    """What stands in a slot."""
+
+    unfinished: bool
+    root_hash: str | None = None
+    size: int | None = None
+
+
+def _image_on(device: Device) -> _Image:
+    try:
+        if slot.unfinished(device):
+            return _Image(unfinished=True)
+        size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
+    except (ImageError, OSError):
+        return _Image(unfinished=False)
+    return _Image(unfinished=False, root_hash=root_hash, size=size)
+
+
+def _want_still(verified: Verified, device: Device) -> None:
+    try:
+        slot.judge(
+            device,
+            device.read(0, BLOCK),
+            image_size=verified.image_size,
+            root_hash=bytes.fromhex(verified.root_hash),
+        )
+    except (ImageError, OSError) as error:
+        raise UnverifiedError(
+            f"slot {verified.slot} does not hold {verified.version} any more as it was verified:"
+            f" {error}",
+            hint="install it again",
+        ) from error
