@@ -82,13 +82,13 @@ class Fakes:
 
     # Releases
     def ask(self, *words: object, hurry: bool = False) -> Offer | Wait | None:
-        self.hurried = hurry
         if isinstance(words[0], Host):
             self.asked_for.append(words[0])
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             if isinstance(answer, UpdateAgentError):
                 raise answer
             return answer
+        self.hurried = hurry
         self.do("ask to reboot")
         return self.permission
 

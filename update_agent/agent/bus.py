@@ -113,6 +113,8 @@ class Service:
         self._delays = delays
         self._bus: Connection | None = None
         self._shown: dict[str, Variant] = {}
+        self._facts: tuple[object, ...] = ()
+        """What was announced besides progress."""
         self._later: asyncio.TimerHandle | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self.on_bus = asyncio.Event()
@@ -158,6 +160,10 @@ class Service:
 
     def tell(self, daemon: Daemon) -> None:
         """Announce what has changed since the last time; progress only now and then."""
+        facts = (daemon.record, daemon.offer, daemon.slots, daemon.next_check)
+        if self._later and facts == self._facts and daemon.progress:
+            return  # it is announced together with what comes next
+        self._facts = facts
         found = view.properties(daemon)
         changed = {name for name, value in found.items() if value != self._shown.get(name)}
         if not changed or self._bus is None:

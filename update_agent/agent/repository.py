@@ -4,7 +4,8 @@ What is remembered of it lies in a folder that one process uses at a time; so no
 between two questions, and ``update-agentctl offer`` can ask meanwhile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -33,20 +34,33 @@ class Repository:
 
     def ask(self, host: Host) -> Offer:
         """Return what there is for ``host``, verified. Raises ReleaseError, HostError."""
-        update, network = self._settings.update, self._settings.network
-        if not update.repository:
-            raise HostError(
-                "no repository is set for this host",
-                hint="set update.repository in /etc/update-agent/*.toml",
-            )
-        with TrustedRepository(
-            update.repository,
-            trusted_root=Path(update.root),
-            state=self._state,
-            network=Network(
-                Limits(deadline=_DEADLINE), Way(proxy=network.proxy, ca_file=network.ca)
-            ),
-            now=self._now(),
-        ) as repository:
-            repository.refresh()
-            return ask(repository, host, update.channel)
+        with visit(self._settings, self._state, self._now()) as repository:
+            return ask(repository, host, self._settings.update.channel)
+
+
+@contextmanager
+def visit(settings: Settings, state: Path, now: datetime) -> Iterator[TrustedRepository]:
+    """Yield the repository, refreshed. Raises ReleaseError, HostError."""
+    if not settings.update.repository:
+        raise HostError(
+            "no repository is set for this host",
+            hint="set update.repository in /etc/update-agent/*.toml",
+        )
+    with TrustedRepository(
+        settings.update.repository,
+        trusted_root=Path(settings.update.root),
+        state=state,
+        network=network_of(settings),
+        now=now,
+    ) as repository:
+        repository.refresh()
+        yield repository
+
+
+def network_of(settings: Settings, *, whole: bool = False) -> Network:
+    """Return the way to the servers, with time for metadata or for a ``whole`` payload."""
+    network = settings.network
+    limits = Limits(deadline=_DEADLINE)
+    if whole:
+        limits = Limits(rate=network.rate, deadline=network.deadline.total_seconds())
+    return Network(limits, Way(proxy=network.proxy, ca_file=network.ca))

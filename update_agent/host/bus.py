@@ -7,6 +7,7 @@ An error of ours is a D-Bus error ``org.updateagent.Error.KIND`` with two texts,
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -183,6 +184,15 @@ class _Bus(MessageBus):
         super().__init__(bus_address=bus_address, bus_type=bus_type)  # type: ignore[arg-type]
         _seen(self._disconnect_future)
 
+    async def connect(self) -> Self:
+        try:
+            await super().connect()
+        except BaseException:
+            self._method_return_handlers.clear()  # nobody waits for them any more
+            self.close()
+            raise
+        return self
+
     def close(self) -> None:
         self._user_disconnect = True
         self._finalize()
@@ -224,8 +234,9 @@ class _Bus(MessageBus):
 
     def _close_socket(self) -> None:
         for it in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
-            if it is not None:
-                it.close()
+            with suppress(OSError):  # it may have something to say to nobody
+                if it is not None:
+                    it.close()
 
 
 def _seen(future: "asyncio.Future[Any]") -> None:
