@@ -119,6 +119,8 @@ class Service:
         self._calls: set[asyncio.Task[None]] = set()
         self.on_bus = asyncio.Event()
         """Set while others can call."""
+        self.tried = asyncio.Event()
+        """Set when it was tried once to be on the bus."""
 
     async def serve(self) -> None:
         """Be on the bus until cancelled. Raises TakenError when another daemon is there first."""
@@ -136,6 +138,7 @@ class Service:
                 finally:
                     self._bus = None
                     self.on_bus.clear()
+                    self.tried.set()
                 await asyncio.sleep(self._delays[min(lost, len(self._delays) - 1)])
                 lost += 1
         finally:
@@ -155,6 +158,7 @@ class Service:
                 hint="systemctl status update-agentd",
             )
         self.on_bus.set()
+        self.tried.set()
 
     # What has changed ----------------------------------------------------------------------------
 

@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 PROGRAM = "update-agentd"
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _DEFECT = 1
-_PATIENCE = 10.0
-"""Seconds for the work under way to end, when the daemon is to end."""
 _WATCHDOG = 30.0
 """Seconds between two signs of life where systemd wants none; they cost nothing."""
 
@@ -56,6 +54,8 @@ class Parts:
     slots: Slots
     group: int | None
     folder: Path
+    patience: float = 10.0
+    """Seconds for the work under way to end, when the daemon is to end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Namespace) -> int:
     """Run the daemon until it is told to end. Raises HostError when it cannot begin."""
-    _log_to_stderr()
+    log_to_stderr()
     settings = config.settings(options.settings or config.FOLDERS)
     parts = Parts(
         host=this_host(),
@@ -83,7 +83,7 @@ def run(options: Namespace) -> int:
         folder=options.state,
     )
     with parts.store.locked():
-        return _to_the_end(serve(parts))
+        return to_the_end(serve(parts))
 
 
 def this_host() -> Host:
@@ -119,7 +119,7 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
         on_bus.add_done_callback(lambda task: _task_ended(ended, task))
         alive = loop.create_task(_stay_alive(notifier))
         try:
-            await _first(daemon.start(), ended)
+            await _first(_begun(daemon, service), ended)
             if not ended.done():
                 notifier.ready(sentence(daemon))
             return await ended
@@ -128,7 +128,7 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
             alive.cancel()
             on_bus.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(daemon.stop(), _PATIENCE)
+                await asyncio.wait_for(daemon.stop(), parts.patience)
             await asyncio.gather(on_bus, alive, return_exceptions=True)
 
 
@@ -163,7 +163,7 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
 # How it ends -------------------------------------------------------------------------------------
 
 
-def _to_the_end(work: Coroutine[Any, Any, int]) -> int:
+def to_the_end(work: Coroutine[Any, Any, int]) -> int:
     """Run ``work``, and end the process when threads of it would not let go."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -186,6 +186,11 @@ def _task_ended(ended: "asyncio.Future[int]", task: "asyncio.Task[None]") -> Non
     error = None if task.cancelled() else task.exception()
     if error and not ended.done():
         ended.set_exception(error)
+
+
+async def _begun(daemon: Daemon, service: Service) -> None:
+    await daemon.start()
+    await service.tried.wait()
 
 
 async def _first(work: Coroutine[Any, Any, None], ended: "asyncio.Future[int]") -> None:
@@ -228,7 +233,8 @@ async def _stay_alive(notifier: Notifier) -> None:
 # What it says ------------------------------------------------------------------------------------
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Log as the journal likes it: priorities in front, the attempt at the end."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PriorityFormatter("%(message)s%(attempt)s", defaults={"attempt": ""}))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
