@@ -150,7 +150,8 @@ class Systemd:
                     [sys.executable, "-c",
                      "import sys; from update_agent.ctl.drain import main; sys.exit(main())",
                      "--folder", str(self.folder)],
-                    stdin=connection.fileno(), stdout=connection.fileno(), stderr=subprocess.DEVNULL, check=False,
+                    stdin=connection.fileno(), stdout=connection.fileno(),
+                    stderr=subprocess.DEVNULL, check=False,
                     cwd=ROOT, text=True,
                 )  # fmt: skip
 

@@ -18,6 +18,7 @@ from update_agent.ctl.agent import Agent, NotRunningError, Properties, asked
 from update_agent.ctl.words import WIDTH, clock, iso, length, megabytes, row, time_of, when
 from update_agent.errors import HostError
 from update_agent.host import identity
+from update_agent.host.bus import BusError
 
 PROGRAM = "update-agentctl"
 RECORD = Path("/var/lib/update-agent/record.json")
@@ -66,7 +67,7 @@ def show(options: Namespace) -> int:
         if options.watch:
             return asked(lambda agent: _watch(agent, as_json=options.json))
         found = asked(Agent.properties)
-    except NotRunningError as error:
+    except (NotRunningError, BusError) as error:
         if not options.watch:
             _show_without(as_json=options.json)
         return cli.complain(PROGRAM, error)
