@@ -2,207 +2,36 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from update_agent.agent.daemon import Daemon, NotNowError, World
-from update_agent.agent.ports import Installed, Progress
-from update_agent.core import record
+from tests.agent.fakes import (
+    BY_PERSON,
+    FOLLOWS,
+    IMMEDIATE,
+    NEW,
+    OFFER,
+    OLD,
+    RELEASE,
+    START,
+    Case,
+    Fakes,
+    V,
+    check,
+    nothing,
+    play,
+    waiting,
+)
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.record import Attempt, Outcome, Record
-from update_agent.core.release import Host, PayloadReference, Release
-from update_agent.core.settings import Duration, Reboot, Settings, Strategy, Update
+from update_agent.core.record import Outcome
+from update_agent.core.settings import Settings
 from update_agent.core.trust import ExpiredError, UntrustedError
-from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
+from update_agent.host.bus import NotNowError
 from update_agent.host.offer import Offer
-
-V = Version
-START = datetime(2026, 11, 23, 8, tzinfo=UTC)
-HOST = Host(product="os", architecture="x86_64", version=V("1.0.0"), machine_id="h")
-OLD, NEW = "0" * 64, "1" * 64
-FULL = PayloadReference(index_size=1, index_sha256="a" * 64, blob_size=1, stored_size=1)
-RELEASE = Release(
-    product="os", architecture="x86_64", version=V("1.1.0"), published=START, image_size=4096,
-    root_hash=NEW, payloads=(FULL,),
-)  # fmt: skip
-OFFER = Offer(release=RELEASE, wait=None, place=1, time=START)
-RUNS_OLD = Boot(boot_id="b1", root_hash=OLD, successful=True)
-FOLLOWS = Update(repository=("https://a.example",), interval=Duration(minutes=30))
-IMMEDIATE = Settings(update=FOLLOWS, reboot=Reboot(strategy=Strategy.IMMEDIATE))
-BY_PERSON = Settings(update=FOLLOWS)
-
-
-def waiting(reason: Reason, until: datetime | None = None) -> Offer:
-    wait = Wait(reason=reason, sentence=f"because {reason}", ends="time", until=until)
-    return Offer(release=None, wait=wait, place=1, time=START)
-
-
-@dataclass
-class Timer:
-    seconds: float
-    call: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@dataclass
-class Fakes:
-    """A repository, a writer, a host and a disk, all of which do as they are told."""
-
-    now: datetime = START
-    answers: list[Offer | UpdateAgentError] = field(default_factory=list)
-    booted: Boot = RUNS_OLD
-    trouble: dict[str, UpdateAgentError] = field(default_factory=dict)
-    permission: Wait | None = None
-    kept: Record | None = None
-    did: list[str] = field(default_factory=list)
-    asked_for: list[Host] = field(default_factory=list)
-    timers: list[Timer] = field(default_factory=list)
-    told: list[tuple[State, Progress | None]] = field(default_factory=list)
-    gate: threading.Event | None = None
-    """An installation waits here, until cancelled."""
-    installing: threading.Event = field(default_factory=threading.Event)
-
-    def do(self, what: str) -> None:
-        self.did.append(what)
-        if what in self.trouble:
-            raise self.trouble[what]
-
-    # Releases
-    def ask(self, *words: object) -> Offer | Wait | None:
-        if isinstance(words[0], Host):
-            self.asked_for.append(words[0])
-            answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-            if isinstance(answer, UpdateAgentError):
-                raise answer
-            return answer
-        self.do("ask to reboot")
-        return self.permission
-
-    # Slots
-    def boot(self) -> Boot:
-        return self.booted
-
-    def install(
-        self,
-        offer: Offer,
-        attempt: Attempt,
-        progress: Callable[[Progress], None],
-        cancelled: threading.Event,
-    ) -> Installed:
-        assert offer.release
-        self.do(f"install {offer.release.version} for {attempt.id[:4]}")
-        progress(Progress(step="write", done=1, size=2, rate=0.5))
-        self.installing.set()
-        while self.gate and not self.gate.wait(0.01):
-            if cancelled.is_set():
-                raise HostError("the connection was closed")
-        self.do("installed")
-        return Installed(fetched=10, saved=90)
-
-    def arm(self) -> None:
-        assert self.kept
-        assert self.kept.attempt
-        assert self.kept.attempt.armed_in == self.booted.boot_id, "armed before it was written down"
-        self.do("arm")
-
-    def disarm(self) -> None:
-        self.do("disarm")
-
-    # Reboots
-    def give_back(self) -> None:
-        self.do("give back")
-
-    def reboot(self) -> None:
-        self.do("reboot")
-
-    # Store
-    def load(self, now: datetime) -> Record:
-        return self.kept or record.fresh(now)
-
-    def save(self, found: Record) -> None:
-        self.kept = found
-
-    @property
-    def timer(self) -> Timer | None:
-        """The one timer that is set."""
-        running = [it for it in self.timers if not it.cancelled]
-        assert len(running) <= 1
-        return running[0] if running else None
-
-
-@dataclass
-class Case:
-    fakes: Fakes
-    daemon: Daemon
-
-    @property
-    def state(self) -> State:
-        return self.daemon.record.state
-
-    async def settle(self) -> None:
-        """Let everything happen that happens by itself."""
-        while self.daemon._tasks:
-            await asyncio.gather(*self.daemon._tasks)
-
-    async def pass_time(self) -> None:
-        """Let the timer that is set run out."""
-        timer = self.fakes.timer
-        assert timer, "nothing would ever happen again"
-        self.fakes.now += timedelta(seconds=timer.seconds)
-        timer.cancelled = True
-        timer.call()
-        await self.settle()
-
-
-def play(
-    story: Callable[[Case], Awaitable[None]], fakes: Fakes, settings: Settings = IMMEDIATE
-) -> Case:
-    """Start a daemon, let ``story`` happen, and stop it."""
-    ids = iter(f"{number:032x}" for number in range(16**31, 16**31 + 99))
-
-    async def run() -> Case:
-        world = World(
-            releases=fakes, slots=fakes, reboots=fakes, store=fakes,  # type: ignore[arg-type]
-            now=lambda: fakes.now, chance=lambda: 0.5, new_id=lambda: next(ids),
-            tell=lambda it: fakes.told.append((it.record.state, it.progress)),
-            later=later,
-        )  # fmt: skip
-        case = Case(fakes, Daemon(HOST, settings, world))
-        errors: list[object] = []
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, context: errors.append(context.get("exception"))
-        )
-        await case.daemon.start()
-        await case.settle()
-        await story(case)
-        await case.settle()
-        await case.daemon.stop()
-        assert errors == []
-        return case
-
-    def later(seconds: float, call: Callable[[], None]) -> Timer:
-        fakes.timers.append(Timer(seconds, call))
-        return fakes.timers[-1]
-
-    return asyncio.run(run())
-
-
-async def nothing(_: Case) -> None:
-    pass
-
-
-async def check(case: Case) -> None:
-    await case.daemon.check()
-    await case.settle()
-
 
 # Stories -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from update_agent.agent.ports import Progress, Reboots, Releases, Slots, Store
+from update_agent.agent.ports import Progress, Reboots, Releases, Slots, SlotView, Store
 from update_agent.core import lifecycle, record
 from update_agent.core.lifecycle import Effect, Event, State
 from update_agent.core.reason import Reason, Wait
@@ -24,6 +24,7 @@ from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.trust import ExpiredError
 from update_agent.errors import HostError, ReleaseError, UpdateAgentError
+from update_agent.host.bus import NotNowError
 from update_agent.host.offer import Offer
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ _OFF = Wait(
 )
 
 
-class NotNowError(HostError):
-    """Something was asked for that cannot be done in this state."""
+_ROLLS_BACK = (State.IDLE, State.WAITING, State.FAILED, State.TRIAL)
+"""States in which the other slot holds a release that ran here, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +78,12 @@ class Daemon:
         self.record = record.fresh(world.now())
         self.progress: Progress | None = None
         self.next_check: datetime | None = None
+        self.slots: tuple[SlotView, ...] | None = None
+        """Both slots as the writer saw them last, or None when it did not tell."""
         self._world = world
         self._offer: Offer | None = None
         self._forced = False
+        self._hurry = False
         self._asked = False
         self._cancelled = threading.Event()
         self._stopping = False
@@ -96,6 +100,7 @@ class Daemon:
         self.record = await asyncio.to_thread(self._world.store.load, self._world.now())
         self._boot = await asyncio.to_thread(self._world.slots.boot)
         goal = self.record.attempt.goal if self.record.attempt else None
+        await self._look()
         await self.happened(lifecycle.awakened(goal, self._boot))
         self._schedule()
 
@@ -107,6 +112,11 @@ class Daemon:
             self._timer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def offer(self) -> Offer | None:
+        """What the repository answered last, since this daemon runs."""
+        return self._offer
+
     # What people ask for -------------------------------------------------------------------------
 
     async def check(self) -> None:
@@ -115,12 +125,15 @@ class Daemon:
         await self.happened(Event.CHECK)
 
     async def install(self, *, force: bool = False) -> None:
-        """Install what is offered, whatever this host's own pause says; with ``force``, past waves.
+        """Install what is offered, whatever this host's own pause says.
 
-        Raises NotNowError.
+        With ``force`` past waves and the reboot window. Raises NotNowError.
         """
+        if force and lifecycle.takes(self.record.state, Event.PERMITTED):
+            await self.reboot()  # it is installed; only the reboot is waited for
+            return
         self._want(Event.CHECK, "install")
-        self._asked, self._forced = True, force
+        self._asked, self._forced, self._hurry = True, force, force
         await self.happened(Event.CHECK)
 
     async def cancel(self) -> None:
@@ -145,6 +158,23 @@ class Daemon:
         self._want(Event.PERMITTED, "reboot into the new release")
         await self.happened(Event.PERMITTED)
 
+    async def rollback(self) -> None:
+        """Boot the release in the other slot again, now, and avoid the one that runs.
+
+        Raises NotNowError, HostError when there is none, or when the reboot is held back.
+        """
+        async with self._work:  # no installation begins meanwhile
+            if self.record.state not in _ROLLS_BACK:
+                raise NotNowError(
+                    f"cannot roll back while {self.record.state}",
+                    hint="the other slot is in use: 'update-agentctl cancel' first",
+                )
+            logger.warning("rolling back from %s, as asked", self.host.version)
+            await asyncio.to_thread(self._world.slots.rollback)
+            await self._keep(self.record.avoiding(self.host.version))
+            await self._look()
+            await asyncio.to_thread(self._world.reboots.reboot)
+
     async def confirmed(self) -> None:
         """Look whether the running release is confirmed, as somebody says."""
         self._boot = await asyncio.to_thread(self._world.slots.boot)
@@ -161,10 +191,8 @@ class Daemon:
         """Take one step. The only place that logs a transition, keeps it, or tells anyone."""
         async with self._turn:
             step = lifecycle.step(self.record.state, event)
-            attempt = self.record.attempt
             logger.info(
-                "%s: %s -> %s%s%s", event, self.record.state, step.state,
-                f" [{attempt.id}]" if attempt else "",
+                "%s: %s -> %s%s", event, self.record.state, step.state,
                 f": {wait.sentence if wait else why}" if wait or why else "",
             )  # fmt: skip
             moved = self.record.moved(step.state, self._world.now(), wait)
@@ -216,6 +244,15 @@ class Daemon:
                         await perform(self)
             except UpdateAgentError as error:  # of arming and rebooting; all else has its own
                 await self.happened(Event.NOT_REBOOTED, wait=_held_back(error))
+            if _SHOWN.intersection(effects):
+                await self._look()
+                self._world.tell(self)
+
+    async def _look(self) -> None:
+        """Ask how the slots stand; nothing depends on it but what is shown."""
+        self.slots = None
+        with _survived("cannot see the slots"):
+            self.slots = tuple(await asyncio.to_thread(self._world.slots.look))
 
     async def _ask(self) -> None:
         asked, forced = self._asked, self._forced
@@ -295,11 +332,15 @@ class Daemon:
             return
         try:
             wait = await asyncio.to_thread(
-                self._world.reboots.ask, self._world.now(), self.record.attempt
+                self._world.reboots.ask,
+                self._world.now(),
+                self.record.attempt,
+                hurry=self._hurry,
             )
         except UpdateAgentError as error:
             wait = _held_back(error)
         unwanted = None if wait else await self._unwanted()
+        self._hurry = self._hurry and bool(wait)
         if not lifecycle.takes(self.record.state, Event.PERMITTED):
             return  # cancelled, or rebooted by a person, meanwhile
         if unwanted:
@@ -378,8 +419,10 @@ class Daemon:
         """Set the one timer to when something is to be done without anybody asking."""
         if self._timer:
             self._timer.cancel()
-        now = self._world.now()
+        now, shown = self._world.now(), self.next_check
         due = self._due(now)
+        if self.next_check != shown:
+            self._world.tell(self)
         if due is None:
             return
         seconds = max(0.0, (due - now).total_seconds())
@@ -416,6 +459,10 @@ class Daemon:
             self._spawn(self.confirmed())
         elif lifecycle.takes(self.record.state, Event.CHECK):
             self._spawn(self.happened(Event.CHECK))
+
+
+_SHOWN = frozenset({Effect.INSTALL, Effect.ARM, Effect.DISARM, Effect.END})
+"""After which the slots stand otherwise than before."""
 
 
 def _unanswered(error: UpdateAgentError) -> Wait:

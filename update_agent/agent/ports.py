@@ -4,7 +4,7 @@ Everything here may take long and is called in a thread of its own. Failures are
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -41,6 +41,22 @@ class Installed:
     saved: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView:
+    """A slot as it is shown."""
+
+    name: str
+    state: str
+    """In the words of ``core/slot.py``."""
+    priority: int
+    tries: int
+    successful: bool
+    booted: bool
+    """The host runs from it."""
+    next: bool
+    """It boots next."""
+
+
 class Releases(Protocol):
     """The repository."""
 
@@ -74,12 +90,23 @@ class Slots(Protocol):
         """Let the booted slot boot next."""
         ...
 
+    def rollback(self) -> None:
+        """Let the other slot boot next, which must have been confirmed once."""
+        ...
+
+    def look(self) -> Sequence[SlotView]:
+        """Return both slots as they stand."""
+        ...
+
 
 class Reboots(Protocol):
     """Who permits reboots, and who carries them out."""
 
-    def ask(self, now: datetime, attempt: Attempt | None) -> Wait | None:
-        """Return why the host may not reboot now, or None. Asking again changes nothing."""
+    def ask(self, now: datetime, attempt: Attempt | None, *, hurry: bool) -> Wait | None:
+        """Return why the host may not reboot now, or None. Asking again changes nothing.
+
+        With ``hurry`` no window is waited for: a person forced the update.
+        """
         ...
 
     def give_back(self) -> None:

@@ -7,6 +7,7 @@ from update_agent.core import release
 from update_agent.core.reason import Wait
 from update_agent.core.release import Host, Release
 from update_agent.core.rollout import place
+from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host.trust import TrustedRepository
 
@@ -19,6 +20,8 @@ class Offer:
     wait: Wait | None
     place: int | None
     time: datetime
+    version: Version | None = None
+    """What the channel offers to whoever's turn it is."""
 
 
 def ask(repository: TrustedRepository, host: Host, channel_name: str) -> Offer:
@@ -36,4 +39,10 @@ def ask(repository: TrustedRepository, host: Host, channel_name: str) -> Offer:
     else:
         found = repository.release(host.product, answer)
         wait = release.held_back(host, found) if found else release.withdrawn(channel, answer)
-    return Offer(release=None if wait else found, wait=wait, place=where, time=repository.now)
+    return Offer(
+        release=None if wait else found,
+        wait=wait,
+        place=where,
+        time=repository.now,
+        version=channel.version,
+    )

@@ -1,0 +1,262 @@
+"""When a host may reboot: windows, who inhibits it, what drains it; against a logind of our own."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.agent.fakes import IMMEDIATE
+from tests.bus import ROOT, Bus, bus
+from tests.logind import BACKUP, LATER, LID, Logind, on_bus
+from update_agent.agent.reboots import LocalReboots, drain_if_wanted
+from update_agent.core.reason import Reason
+from update_agent.core.settings import Reboot, Settings, Strategy
+from update_agent.core.window import Window
+from update_agent.ctl import drain as program
+from update_agent.errors import HostError
+from update_agent.host import drain, login, programs
+from update_agent.host.programs import ProgramError
+
+__all__ = ["bus"]
+
+MONDAY = datetime(2026, 11, 23, 8, tzinfo=UTC)
+AT_NIGHT = Settings(
+    reboot=Reboot(strategy=Strategy.IMMEDIATE, windows=(Window("Mon..Fri 02:00 +2h"),))
+)
+
+
+@pytest.fixture
+def logind(bus: Bus) -> Iterator[Logind]:
+    with on_bus(bus.address) as played:
+        yield played
+
+
+def nothing(_: float) -> None:
+    """Drain nothing."""
+
+
+def test_a_host_that_nobody_minds_reboots_and_those_logged_in_are_told(logind: Logind) -> None:
+    reboots = LocalReboots(IMMEDIATE, drained=nothing)
+
+    assert reboots.ask(MONDAY, None, hurry=False) is None
+    reboots.reboot()
+
+    assert logind.said == [
+        ("SetWallMessage", "An update of the operating system reboots this host now.", True),
+        ("Reboot", False),
+    ]
+
+
+def test_outside_of_the_window_it_waits_until_that_opens(logind: Logind) -> None:
+    del logind
+    wait = LocalReboots(AT_NIGHT).ask(MONDAY, None, hurry=False)
+
+    assert wait
+    assert wait.reason is Reason.WINDOW
+    assert wait.until == MONDAY + timedelta(hours=18)
+    assert wait.sentence == ("no reboot window is open; the next opens on Tue 2026-11-24 02:00 UTC")
+
+
+@pytest.mark.usefixtures("logind")
+def test_an_open_window_and_a_hurry_let_it_go() -> None:
+    reboots = LocalReboots(AT_NIGHT)
+
+    assert reboots.ask(MONDAY.replace(hour=3), None, hurry=False) is None
+    assert reboots.ask(MONDAY, None, hurry=True) is None
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+def test_who_blocks_a_shutdown_is_respected_and_named(hurry: bool, logind: Logind) -> None:  # noqa: FBT001
+    logind.inhibitors = [LATER, BACKUP, LID]
+    reboots = LocalReboots(IMMEDIATE, drained=nothing)
+
+    wait = reboots.ask(MONDAY, None, hurry=hurry)
+
+    assert wait
+    assert wait.reason is Reason.INHIBITED
+    assert wait.sentence == "a reboot is blocked by backup: nightly dump (pid 4711)"
+    with pytest.raises(HostError, match="blocked by backup: nightly dump"):
+        reboots.reboot()
+    assert logind.said == []
+
+
+def test_who_only_delays_a_shutdown_is_logind_s_to_wait_for(logind: Logind) -> None:
+    logind.inhibitors = [LATER, LID]
+
+    assert LocalReboots(IMMEDIATE).ask(MONDAY, None, hurry=False) is None
+
+
+def test_a_host_that_cannot_be_drained_is_not_rebooted(logind: Logind) -> None:
+    def failed(limit: float) -> None:
+        raise HostError(f"10-containers failed after {limit:.0f} s")
+
+    with pytest.raises(HostError, match="10-containers failed after 300 s"):
+        LocalReboots(IMMEDIATE, drained=failed).reboot()
+    assert logind.said == []
+
+
+def test_a_reboot_that_logind_refuses_is_an_error(logind: Logind) -> None:
+    logind.may_reboot = False
+
+    with pytest.raises(HostError, match="Permission denied"):
+        LocalReboots(IMMEDIATE, drained=nothing).reboot()
+
+
+@pytest.mark.usefixtures("bus")
+def test_without_a_logind_nothing_is_rebooted() -> None:
+    with pytest.raises(HostError, match=r"org\.freedesktop\.login1 is not on the system bus"):
+        LocalReboots(IMMEDIATE).ask(MONDAY, None, hurry=False)
+
+
+@pytest.mark.usefixtures("logind")
+def test_logind_says_whether_it_would() -> None:
+    assert login.can_reboot()
+
+
+# Draining ----------------------------------------------------------------------------------------
+
+
+def put(folder: Path, name: str, script: str, mode: int = 0o755) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(mode)
+    return path
+
+
+@dataclass
+class Systemd:
+    """Starts the drain's program for a connection, as systemd does."""
+
+    path: Path
+    folder: Path
+
+    def accept_one(self) -> threading.Thread:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen()
+
+        def serve() -> None:
+            with listener, listener.accept()[0] as connection:
+                subprocess.run(
+                    [sys.executable, "-c",
+                     "import sys; from update_agent.ctl.drain import main; sys.exit(main())",
+                     "--folder", str(self.folder)],
+                    stdin=connection.fileno(), stdout=connection.fileno(),
+                    stderr=subprocess.DEVNULL, check=False,
+                    cwd=ROOT, text=True,
+                )  # fmt: skip
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Systemd:
+    return Systemd(tmp_path / "drain.sock", tmp_path / "pre-reboot.d")
+
+
+def test_a_host_is_drained_by_all_programs_in_their_order(systemd: Systemd, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for name in ("20-second", "10-first", ".hidden", "30-old~"):
+        put(systemd.folder, name, f"echo {name} >> {log}")
+    thread = systemd.accept_one()
+
+    drain_if_wanted(30, systemd.folder, systemd.path)
+
+    thread.join()
+    assert log.read_text().split() == ["10-first", "20-second"]
+
+
+def test_a_program_that_fails_holds_the_reboot_back_with_what_it_said(
+    systemd: Systemd, tmp_path: Path
+) -> None:
+    put(systemd.folder, "10-containers", "echo 'web-1 does not stop' >&2; exit 3")
+    put(systemd.folder, "20-never", f"touch {tmp_path / 'never'}")
+    thread = systemd.accept_one()
+
+    with pytest.raises(HostError, match=r"10-containers failed \(3\): web-1 does not stop"):
+        drain_if_wanted(30, systemd.folder, systemd.path)
+
+    thread.join()
+    assert not (tmp_path / "never").exists()
+
+
+def test_without_programs_nobody_is_asked(tmp_path: Path) -> None:
+    drain_if_wanted(30, tmp_path / "none", tmp_path / "nobody.sock")
+
+
+def test_programs_that_nobody_can_run_hold_the_reboot_back(systemd: Systemd) -> None:
+    put(systemd.folder, "10-containers", "true")
+
+    with pytest.raises(HostError, match=r"cannot drain this host: .*drain\.sock: No such file"):
+        drain_if_wanted(30, systemd.folder, systemd.path)
+
+
+def test_all_programs_together_have_one_limit(tmp_path: Path) -> None:
+    put(tmp_path / "d", "10-quick", "true")
+    put(tmp_path / "d", "20-late", "true")
+    times = iter([0.0, 1.0, 11.0])
+
+    with pytest.raises(ProgramError, match=r"no time left for .*20-late: all together may take 10"):
+        programs.run_all(tmp_path / "d", 10, lambda: next(times))
+
+
+def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+    put(tmp_path / "d", "10-hangs", "exec sleep 60")
+
+    with pytest.raises(ProgramError, match="10-hangs took longer than"):
+        programs.run_all(tmp_path / "d", 0.1)
+
+
+def test_what_is_not_executable_is_told_apart(tmp_path: Path) -> None:
+    good = put(tmp_path / "d", "10-good", "true")
+    bad = put(tmp_path / "d", "20-bad", "true", mode=0o644)
+
+    assert (programs.listed(tmp_path / "d"), programs.left_out(tmp_path / "d")) == ([good], [bad])
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"60", b"0\n", b"-1\n", b"1e9\n", b"999999\n", b"60\n;reboot\n", b"nan\n"]
+)
+def test_the_drain_takes_nothing_but_a_time(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = put(tmp_path / "d", "10-ran", f"touch {tmp_path / 'ran'}")
+    (tmp_path / "stdin").write_bytes(line)
+    with (tmp_path / "stdin").open("rb") as stdin, (tmp_path / "stdout").open("wb") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", stdout)
+
+        assert program.main(["--folder", str(ran.parent)]) == 4
+
+    assert "is no time limit" in json.loads((tmp_path / "stdout").read_bytes())["error"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b"{}", b'{"error": null}', b"x" * 100_000])
+def test_a_drain_that_ends_without_an_answer_holds_the_reboot_back(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        thread = threading.Thread(target=lambda: _say(theirs, said))
+        thread.start()
+        with pytest.raises(HostError, match="ended without an answer"):
+            drain.ask(ours, 5)
+        ours.close()
+        thread.join()
+
+
+def _say(connection: socket.socket, said: bytes) -> None:
+    connection.recv(64)
+    with suppress(OSError):
+        connection.sendall(said)
+    connection.close()

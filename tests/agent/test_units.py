@@ -1,0 +1,85 @@
+"""The files in systemd/ that are the daemon's: sandbox, socket, users, policy."""
+
+import configparser
+import re
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import pytest
+
+from tests.bus import POLICY, ROOT
+from update_agent.agent.bus import GROUP
+from update_agent.agent.store import FOLDER
+from update_agent.host import bus, drain
+
+UNITS = ROOT / "systemd/system"
+DAEMON = UNITS / "update-agentd.service"
+
+
+def directives(name: str) -> dict[str, dict[str, str]]:
+    parser = configparser.RawConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNITS / name)
+    return {section: dict(parser[section]) for section in parser.sections()}
+
+
+def test_the_sandbox_is_tight(figure: Callable[[str], None]) -> None:
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(DAEMON)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = re.search(r"exposure level for update-agentd.service: ([0-9.]+)", judged.stdout)
+
+    assert found, judged.stderr
+    figure(f"systemd-analyze security update-agentd.service: {found[1]} (wanted at most 3.0)")
+    assert float(found[1]) <= 3.0
+
+
+def test_of_all_capabilities_it_has_the_one_with_which_logind_reboots() -> None:
+    service = directives(DAEMON.name)["Service"]
+
+    assert service["CapabilityBoundingSet"] == "CAP_SYS_BOOT"
+    assert service["AmbientCapabilities"] == "CAP_SYS_BOOT"
+    assert (service["User"], service["Group"]) == (GROUP, GROUP)
+
+
+def test_every_line_of_the_sandbox_has_a_reason_above_it() -> None:
+    service = DAEMON.read_text().partition("[Service]")[2].partition("[Install]")[0]
+    blocks = [block.strip() for block in service.strip().split("\n\n")[1:]]
+
+    assert blocks
+    assert [block for block in blocks if not block.startswith("#")] == []
+
+
+def test_only_the_daemon_can_have_the_host_drained() -> None:
+    socket = directives("update-agent-drain.socket")["Socket"]
+
+    assert (socket["SocketUser"], socket["SocketMode"]) == (GROUP, "0600")
+    assert socket["ListenStream"] == str(drain.SOCKET)
+
+
+def test_its_state_is_where_it_looks_for_it() -> None:
+    assert f"/var/lib/{directives(DAEMON.name)['Service']['StateDirectory']}" == str(FOLDER)
+    assert (
+        f"d {FOLDER} 0755 {GROUP} {GROUP} -"
+        in (ROOT / "systemd/tmpfiles.d/update-agent.conf").read_text()
+    )
+    assert f"u {GROUP} - " in (ROOT / "systemd/sysusers.d/update-agent.conf").read_text()
+
+
+def test_the_policy_is_about_our_name_alone() -> None:
+    policy = ET.parse(POLICY).getroot()  # noqa: S314
+
+    rules = [rule for part in policy.iter("policy") for rule in part]
+
+    assert rules
+    assert {rule.get("own") or rule.get("send_destination") for rule in rules} == {bus.NAME}
+
+
+@pytest.mark.parametrize("name", ["update-agentd.service", "update-agent-drain.socket"])
+def test_who_needs_it_enables_it(name: str) -> None:
+    preset = (ROOT / "systemd/system-preset/80-update-agent.preset").read_text()
+
+    assert f"enable {name}" in preset
+    assert "WantedBy" in directives(name)["Install"]

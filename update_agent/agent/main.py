@@ -1,0 +1,252 @@
+"""``update-agentd``: the daemon in the real world, from the settings to the event loop and its end.
+
+It ends in one of three ways: asked to by SIGTERM; because it cannot begin (settings, identity,
+another daemon); or by a defect, and then at once, for systemd to start it anew from what is on the
+disk. Threads that wait for a slow server or disk are not waited for: all that counts is durable.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from update_agent import cli
+from update_agent.agent.bus import Service, group_id
+from update_agent.agent.daemon import Daemon, World, utc_now
+from update_agent.agent.ports import Slots
+from update_agent.agent.reboots import LocalReboots
+from update_agent.agent.repository import Repository
+from update_agent.agent.slots import WriterSlots
+from update_agent.agent.store import FOLDER, FileStore
+from update_agent.core.release import Host
+from update_agent.core.settings import Settings
+from update_agent.core.version import Version
+from update_agent.errors import HostError
+from update_agent.host import config, identity
+from update_agent.host.systemd import Notifier, PriorityFormatter
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "update-agentd"
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+_DEFECT = 1
+_WATCHDOG = 30.0
+"""Seconds between two signs of life where systemd wants none; they cost nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a daemon is made of, before it runs."""
+
+    host: Host
+    settings: Settings
+    store: FileStore
+    slots: Slots
+    group: int | None
+    folder: Path
+    patience: float = 10.0
+    """Seconds for the work under way to end, when the daemon is to end."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    command = cli.parser(PROGRAM, "Keep this host up to date; started by systemd.")
+    command.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
+                         help="read the *.toml files here (default: "
+                         + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    command.add_argument("--state", type=Path, default=FOLDER, metavar="FOLDER",
+                         help="what outlives the daemon (default: %(default)s)")  # fmt: skip
+    command.set_defaults(run=run)
+    return cli.run(command, argv)
+
+
+def run(options: Namespace) -> int:
+    """Run the daemon until it is told to end. Raises HostError when it cannot begin."""
+    log_to_stderr()
+    settings = config.settings(options.settings or config.FOLDERS)
+    parts = Parts(
+        host=this_host(),
+        settings=settings,
+        store=FileStore(options.state),
+        slots=WriterSlots(settings, utc_now, options.state / "trust"),
+        group=group_id(),
+        folder=options.state,
+    )
+    with parts.store.locked():
+        return to_the_end(serve(parts))
+
+
+def this_host() -> Host:
+    """Return what this host is. Raises HostError when it runs no image of ours."""
+    known = identity.os_release()
+    product, version = known.get("IMAGE_ID"), Version.maybe(known.get("IMAGE_VERSION"))
+    if not product or not version:
+        raise HostError(
+            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
+            hint="update-agentd runs on images that 'update-agent-image build' made",
+        )
+    return Host(
+        product=product,
+        architecture=identity.architecture(),
+        version=version,
+        machine_id=identity.machine_id(),
+    )
+
+
+async def serve(parts: Parts, *, address: str | None = None) -> int:
+    """Be the daemon, on the bus at ``address``, and return its exit code."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+    loop.set_exception_handler(lambda _, context: _defect(ended, context))
+    notifier = Notifier()
+    told: list[Callable[[Daemon], None]] = [lambda it: notifier.status(sentence(it))]
+    daemon = Daemon(parts.host, parts.settings, _world(parts, told, address))
+    service = Service(daemon, group=parts.group, address=address)
+    told.append(service.tell)
+    _name_attempts(daemon)
+    with _ended_by_signals(loop, ended):
+        on_bus = loop.create_task(service.serve())
+        on_bus.add_done_callback(lambda task: _task_ended(ended, task))
+        alive = loop.create_task(_stay_alive(notifier))
+        try:
+            await _first(_begun(daemon, service), ended)
+            if not ended.done():
+                notifier.ready(sentence(daemon))
+            return await ended
+        finally:
+            notifier.stopping()
+            alive.cancel()
+            on_bus.cancel()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(daemon.stop(), parts.patience)
+            await asyncio.gather(on_bus, alive, return_exceptions=True)
+
+
+def sentence(daemon: Daemon) -> str:
+    """Return what the daemon does, in the words of ``update-agentctl status``."""
+    record = daemon.record
+    target = f" {record.attempt.version}" if record.attempt else ""
+    why = f": {record.wait.sentence}" if record.wait else ""
+    return f"{record.state}{target}{why}"
+
+
+def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str | None) -> World:
+    chance = random.SystemRandom()
+
+    def tell(daemon: Daemon) -> None:
+        for each in told:
+            each(daemon)
+
+    return World(
+        releases=Repository(parts.settings, utc_now, parts.folder / "trust"),
+        slots=parts.slots,
+        reboots=LocalReboots(parts.settings, address=address),
+        store=parts.store,
+        now=utc_now,
+        chance=chance.random,
+        new_id=lambda: uuid.uuid4().hex,
+        tell=tell,
+        later=lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
+    )
+
+
+# How it ends -------------------------------------------------------------------------------------
+
+
+def to_the_end(work: Coroutine[Any, Any, int]) -> int:
+    """Run ``work``, and end the process when threads of it would not let go."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    code: int = loop.run_until_complete(work)
+    if threading.active_count() > 1:
+        logging.shutdown()
+        os._exit(code)  # interpreters wait for threads that wait for servers
+    loop.close()
+    return code
+
+
+def _defect(ended: "asyncio.Future[int]", context: dict[str, Any]) -> None:
+    """Note what nobody expected, and end with it."""
+    logger.critical("%s", context["message"], exc_info=context.get("exception"))
+    if not ended.done():
+        ended.set_result(_DEFECT)
+
+
+def _task_ended(ended: "asyncio.Future[int]", task: "asyncio.Task[None]") -> None:
+    error = None if task.cancelled() else task.exception()
+    if error and not ended.done():
+        ended.set_exception(error)
+
+
+async def _begun(daemon: Daemon, service: Service) -> None:
+    await daemon.start()
+    await service.tried.wait()
+
+
+async def _first(work: Coroutine[Any, Any, None], ended: "asyncio.Future[int]") -> None:
+    """Wait for ``work``, or for the end if that comes before it."""
+    task = asyncio.get_running_loop().create_task(work)
+    both: set[asyncio.Future[Any]] = {task, ended}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    else:
+        task.cancel()
+
+
+@contextmanager
+def _ended_by_signals(
+    loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[int]"
+) -> Iterator[None]:
+    """End with 0 at SIGTERM and SIGINT."""
+
+    def end(number: signal.Signals) -> None:
+        logger.info("ending: %s", number.name)
+        if not ended.done():
+            ended.set_result(0)
+
+    for number in _ENDS:
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    finally:
+        for number in _ENDS:
+            loop.remove_signal_handler(number)
+
+
+async def _stay_alive(notifier: Notifier) -> None:
+    while True:
+        notifier.alive()
+        await asyncio.sleep((notifier.watchdog_seconds or 2 * _WATCHDOG) / 2)
+
+
+# What it says ------------------------------------------------------------------------------------
+
+
+def log_to_stderr() -> None:
+    """Log as the journal likes it: priorities in front, the attempt at the end."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PriorityFormatter("%(message)s%(attempt)s", defaults={"attempt": ""}))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _name_attempts(daemon: Daemon) -> None:
+    """Let every line that is logged during an attempt carry its id."""
+
+    def named(record: logging.LogRecord) -> bool:
+        attempt = daemon.record.attempt
+        record.attempt = f" [{attempt.id}]" if attempt else ""
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(named)

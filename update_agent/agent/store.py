@@ -1,0 +1,82 @@
+"""Where the record is kept: one file, replaced whole; a damaged one is put aside, never lost.
+
+One daemon at a time: whoever holds the lock on the folder. What cannot be written is an error for
+whoever changes the record, and leaves both the file and the daemon's memory as they were.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from update_agent.core import document, record
+from update_agent.core.record import Record
+from update_agent.errors import HostError
+from update_agent.host import files
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/var/lib/update-agent")
+FILE = "record.json"
+_ASIDE = "record.damaged.json"
+
+
+class FileStore:
+    """The record in ``folder``, ``ports.Store``."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._file = folder / FILE
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other daemons out. Raises HostError when one is there first."""
+        try:
+            files.make_folders(self._folder)
+            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError(f"cannot use {self._folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise HostError(
+                f"another update-agentd uses {self._folder}",
+                hint="systemctl status update-agentd",
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def load(self, now: datetime) -> Record:
+        """Return what was kept. Raises HostError when the disk cannot be read."""
+        try:
+            data = self._file.read_bytes()
+        except FileNotFoundError:
+            return record.fresh(now)
+        except OSError as error:
+            raise HostError(f"cannot read {self._file}: {error.strerror}") from error
+        found, damage = record.decode(data, now)
+        if damage:
+            logger.error("%s; going on with what is left of it, see %s", damage, self._put_aside())
+        return found
+
+    def save(self, found: Record) -> None:
+        """Keep ``found``; durable on return. Raises HostError."""
+        try:
+            files.replace(self._file, document.encode(found))
+        except OSError as error:
+            raise HostError(f"cannot write {self._file}: {error.strerror}") from error
+
+    def _put_aside(self) -> Path:
+        aside = self._folder / _ASIDE
+        try:
+            self._file.replace(aside)
+        except OSError as error:
+            logger.warning("cannot put %s aside: %s", self._file, error.strerror)
+            return self._file
+        return aside

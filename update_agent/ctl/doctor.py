@@ -1,0 +1,333 @@
+"""``update-agentctl doctor``: everything that an update will need, looked at beforehand.
+
+Each check looks at one thing, changes nothing, and says how to mend what it finds. One that cannot
+look (no root, no disk of ours) says so and is a warning: only what would keep an update from
+working is a problem.
+"""
+
+import json
+import os
+import socket
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from update_agent.core.settings import Settings
+from update_agent.ctl.words import length, megabytes, row
+from update_agent.errors import HostError, UpdateAgentError
+from update_agent.host import config, identity, programs
+
+STATE = Path("/var/lib/update-agent")
+WRITER = Path("/run/update-agent/writer")
+SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
+
+_ROOM = 64_000_000
+"""Bytes that the state folder should have left: metadata, the record, and what replaces them."""
+_SOON = timedelta(days=30)
+"""Before the trusted root expires, people want to hear of it."""
+_BUILT = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock is right that says less."""
+_PROBLEM = HostError.exit_code
+
+
+class Level(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a check found, and the way out."""
+
+    check: str
+    level: Level
+    text: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the checks look at."""
+
+    settings: Settings
+    state: Path = STATE
+    writer: Path = WRITER
+    health: Path = programs.HEALTH
+    pre_reboot: Path = programs.PRE_REBOOT
+    synchronized: Path = SYNCHRONIZED
+
+    @property
+    def now(self) -> datetime:
+        """The time of the system."""
+        return datetime.now(UTC)
+
+
+Found = Iterator[tuple[Level, str, str | None]]
+
+
+def add_options(verb: ArgumentParser) -> None:
+    """Add the options of ``doctor``."""
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
+                      help="read the *.toml files here (default: "
+                      + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    verb.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Check everything, print each finding, and return 4 when there is a problem."""
+    found = list(examine(options.settings or config.FOLDERS))
+    if options.json:
+        print(json.dumps([
+            {"check": it.check, "level": it.level, "text": it.text, "hint": it.hint}
+            for it in found
+        ], indent=2))  # fmt: skip
+    else:
+        for it in found:
+            print("\n".join(_lines(it)))
+        print(_verdict(found))
+    return _PROBLEM if any(it.level is Level.PROBLEM for it in found) else 0
+
+
+def examine(folders: Sequence[Path]) -> Iterator[Finding]:
+    """Yield what all checks find on this host, set up by the files in ``folders``."""
+    try:
+        host = Host(settings=config.settings(folders))
+    except UpdateAgentError as error:
+        yield Finding(check="settings", level=Level.PROBLEM, text=str(error), hint=error.hint)
+        return
+    yield Finding(check="settings", level=Level.OK, text="readable, and every value can be used")
+    for name, check in CHECKS.items():
+        yield from looked(name, check, host)
+
+
+def looked(name: str, check: Callable[[Host], Found], host: Host) -> Iterator[Finding]:
+    """Yield what one check finds; an error of it is a problem."""
+    try:
+        for level, text, hint in check(host):
+            yield Finding(check=name, level=level, text=text, hint=hint)
+    except UpdateAgentError as error:
+        yield Finding(check=name, level=Level.PROBLEM, text=str(error), hint=error.hint)
+    except PermissionError as error:
+        yield Finding(
+            check=name, level=Level.WARNING, text=f"cannot look: {error}", hint="run it as root"
+        )
+
+
+# Checks ------------------------------------------------------------------------------------------
+
+
+def _identity(_: Host) -> Found:
+    known = identity.os_release()
+    product, version = known.get("IMAGE_ID"), known.get("IMAGE_VERSION")
+    identity.machine_id()
+    if product and version:
+        yield Level.OK, f"{product} {version}, {identity.architecture()}", None
+    else:
+        yield (
+            Level.PROBLEM,
+            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
+            "install it from an image that 'update-agent-image build' made",
+        )
+
+
+def _root(host: Host) -> Found:
+    from update_agent.core import trust  # noqa: PLC0415  heavy, and status is in a hurry
+    from update_agent.host.root import read_root  # noqa: PLC0415
+
+    path = Path(host.settings.update.root)
+    root = trust.trusted_root(read_root(path))
+    left = root.expires - host.now
+    text = f"{path}, version {root.version}, until {root.expires:%Y-%m-%d}"
+    if left < timedelta(0):
+        yield Level.WARNING, f"{text}: expired; a newer one must come from the repository", None
+    elif left < _SOON:
+        yield Level.WARNING, f"{text}: expires soon", "the release team signs a new root"
+    else:
+        yield Level.OK, text, None
+
+
+def _repository(host: Host) -> Found:
+    from update_agent.host.http import Limits, Network, Way, get  # noqa: PLC0415
+
+    if not host.settings.update.repository:
+        yield (
+            Level.PROBLEM,
+            "no repository is set: this host is not updated",
+            "set update.repository in /etc/update-agent/*.toml",
+        )
+    network = host.settings.network
+    for url in host.settings.update.repository:
+        way = Network(Limits(deadline=20, attempts=1), Way(proxy=network.proxy, ca_file=network.ca))
+        try:
+            get(way, f"{url.rstrip('/')}/metadata/timestamp.json", max_size=1_000_000)
+        except UpdateAgentError as error:
+            yield Level.PROBLEM, str(error), error.hint or "is the address right, and a way there?"
+        else:
+            yield Level.OK, f"{url} answers", None
+
+
+def _state(host: Host) -> Found:
+    folder = host.state
+    if not folder.is_dir():
+        yield Level.PROBLEM, f"{folder} is missing", "systemd-tmpfiles --create"
+        return
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize
+    if free < _ROOM:
+        yield (
+            Level.PROBLEM,
+            f"{folder} has {megabytes(free)} left, wanted {megabytes(_ROOM)}",
+            "make room on the STATE partition",
+        )
+    elif room.f_flag & os.ST_RDONLY:
+        yield Level.PROBLEM, f"{folder} is on a read-only file system", "see dmesg, then reboot"
+    elif os.geteuid() == 0 or os.access(folder, os.W_OK):
+        yield Level.OK, f"{folder} can be written, {megabytes(free)} left", None
+    else:
+        yield Level.WARNING, f"{folder}: not known whether it can be written", "run it as root"
+
+
+def _clock(host: Host) -> Found:
+    from update_agent.host.journal import Journal  # noqa: PLC0415
+
+    now, least = host.now, _BUILT
+    journal = host.state / "trust" / "journal"
+    if journal.exists():
+        least = max(least, Journal(journal).high.time)
+    if now < least:
+        yield (
+            Level.PROBLEM,
+            f"the clock says {now:%Y-%m-%d %H:%M} UTC, but it is after {least:%Y-%m-%d %H:%M}",
+            "timedatectl",
+        )
+    elif not host.synchronized.exists():
+        yield (
+            Level.WARNING,
+            f"{now:%Y-%m-%d %H:%M} UTC; nothing says that it is synchronized",
+            "timedatectl timesync-status",
+        )
+    else:
+        yield Level.OK, f"{now:%Y-%m-%d %H:%M} UTC, synchronized", None
+
+
+def _disk(_: Host) -> Found:
+    from update_agent.ctl.slots import look  # noqa: PLC0415
+
+    if os.geteuid() != 0:
+        yield Level.WARNING, "only root may read the disk", "run it as root"
+        return
+    view = look(None)
+    if isinstance(view.slots, HostError):
+        raise view.slots
+    if view.tables.sound:
+        yield Level.OK, f"{view.disk}: both copies of the partition table are good", None
+    else:
+        yield (
+            Level.WARNING,
+            f"{view.disk}: one copy of the partition table is damaged; the next update repairs it",
+            "update-agentctl slots",
+        )
+    if view.booted is None:
+        yield Level.PROBLEM, "this host runs from none of its slots", "update-agentctl slots"
+    elif view.slots[view.booted].flags.successful:
+        yield Level.OK, f"slot {view.booted} is booted, and confirmed", None
+    else:
+        yield (
+            Level.PROBLEM,
+            f"slot {view.booted} is booted on trial: until it is confirmed nothing is installed",
+            "systemctl status update-agent-confirm",
+        )
+
+
+def _writer(host: Host) -> Found:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(5)
+    try:
+        connection.connect(str(host.writer))
+    except PermissionError:
+        yield Level.WARNING, "only root may ask the writer", "run it as root"
+    except OSError as error:
+        yield (
+            Level.PROBLEM,
+            f"the writer's socket {host.writer}: {error.strerror or error}",
+            "systemctl status update-agent-writer.socket",
+        )
+    else:
+        yield Level.OK, f"{host.writer} answers", None
+    finally:
+        connection.close()
+
+
+def _daemon(_: Host) -> Found:
+    from update_agent.ctl.agent import Agent, asked  # noqa: PLC0415
+
+    found = asked(Agent.properties)
+    yield Level.OK, f"runs, and is {found['State']}", None
+    if found["Paused"]:
+        yield Level.WARNING, f"updates are paused: {found['Paused']}", "update-agentctl resume"
+
+
+def _programs(host: Host) -> Found:
+    for folder in (host.health, host.pre_reboot):
+        good, bad = programs.listed(folder), programs.left_out(folder)
+        for path in bad:
+            yield (
+                Level.PROBLEM,
+                f"{path} is not executable, and so is left out",
+                f"chmod +x {path}, or move it away",
+            )
+        if good and not bad:
+            yield Level.OK, f"{folder}: {', '.join(path.name for path in good)}", None
+        elif not bad:
+            yield Level.OK, f"{folder}: no programs", None
+
+
+def _reboots(host: Host) -> Found:
+    from update_agent.core import window  # noqa: PLC0415
+
+    reboot = host.settings.reboot
+    text = f"strategy {reboot.strategy}"
+    if reboot.windows:
+        opens = window.opens(reboot.windows, host.now)
+        ahead = length((opens - host.now).total_seconds()) if opens else "some time"
+        yield Level.OK, f"{text}, the next window opens in {ahead}", None
+    else:
+        yield Level.OK, f"{text}, at any time", None
+
+
+CHECKS = {
+    "identity": _identity,
+    "root": _root,
+    "repository": _repository,
+    "state": _state,
+    "clock": _clock,
+    "disk": _disk,
+    "writer": _writer,
+    "daemon": _daemon,
+    "programs": _programs,
+    "reboots": _reboots,
+}
+"""In the order in which they are shown, after the settings."""
+
+
+# For people --------------------------------------------------------------------------------------
+
+
+def _lines(it: Finding) -> list[str]:
+    lines = row(it.level, f"{it.check}: {it.text}")
+    return [*lines, *row("", f"-> {it.hint}")] if it.hint else lines
+
+
+def _verdict(found: list[Finding]) -> str:
+    problems = sum(it.level is Level.PROBLEM for it in found)
+    warnings = sum(it.level is Level.WARNING for it in found)
+    if problems:
+        return f"{problems} of {len(found)} would keep an update from working"
+    return "an update will find all it needs" + (f"; {warnings} warnings" if warnings else "")
