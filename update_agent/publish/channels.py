@@ -5,9 +5,11 @@ command can be repeated; of two operators at once, the second edits what the fir
 """
 
 from collections.abc import Callable
+from datetime import datetime
 
-from update_agent.core import channel, document, release
+from update_agent.core import channel, document, release, trust
 from update_agent.core.channel import Change, Channel
+from update_agent.core.rollout import percent
 from update_agent.core.trust import CHANNELS, RELEASES
 from update_agent.core.version import Version
 from update_agent.publish.repository import Committed, Repository, RepositoryError
@@ -30,18 +32,21 @@ def listed(repository: Repository) -> list[Channel]:
     return [find(repository, name) for name in sorted(names)]
 
 
-def create(repository: Repository, name: str, product: str, change: Change) -> Committed:
+def create(
+    repository: Repository, name: str, product: str, change: Change
+) -> tuple[Channel, Committed]:
     """Make a channel that offers nothing yet; one that is there stays."""
     made = Channel.created(name, product, change)
-    document.decode(document.encode(made), Channel, f"channel {name}")
+    channel.decode(document.encode(made), name)
     with repository.locked():
         repository.want()
-        targets = repository.targets(CHANNELS)
-        if channel.path(name) not in targets.targets:
+        if channel.path(name) in repository.targets(CHANNELS).targets:
+            made = find(repository, name)
+        else:
             _write(repository, made)
-        elif (old := find(repository, name)).product != product:
-            raise RepositoryError(f"channel {name} exists, for product {old.product}")
-        return repository.commit()
+        if made.product != product:
+            raise RepositoryError(f"channel {name} exists, for product {made.product}")
+        return made, repository.commit()
 
 
 def edit(
@@ -61,17 +66,36 @@ def edit(
 
 def want_release(repository: Repository, product: str, version: Version) -> None:
     """Raise RepositoryError unless hosts can get ``version``."""
-    published = repository.published(RELEASES)
-    targets = repository.targets(RELEASES)
     path = release.path(product, version)
-    if path not in targets.targets:
+    if path not in repository.targets(RELEASES).targets:
         raise RepositoryError(
             f"there is no release {product} {version}", hint="see update-publish release list"
         )
-    if published and f'"{path}"'.encode() not in published:
+    public = repository.published(RELEASES)
+    if public is None or path not in trust.metadata(public).signed.targets:
         raise RepositoryError(
             f"release {product} {version} waits for signatures", hint="see update-publish status"
         )
+
+
+def is_public(repository: Repository, name: str) -> bool:
+    """Whether hosts see the newest edit of a channel."""
+    path, public = channel.path(name), repository.published(CHANNELS)
+    if public is None:
+        return False
+    seen = trust.metadata(public).signed.targets.get(path)
+    return bool(seen == repository.targets(CHANNELS).targets.get(path))
+
+
+def sentence(made: Channel, now: datetime) -> str:
+    """Return what a channel does, for people."""
+    if made.rollout is None:
+        return f"channel {made.channel} ({made.product}) offers nothing yet"
+    paused = f", paused: {made.rollout.paused.reason}" if made.rollout.paused else ""
+    return (
+        f"channel {made.channel} ({made.product}) offers {made.version} to"
+        f" {percent(made.rollout.share(now))} of the hosts{paused}"
+    )
 
 
 def _write(repository: Repository, made: Channel) -> None:
