@@ -301,13 +301,15 @@ class Repository:
 
     def waiting(self) -> list[Waiting]:
         """Return the staged roles that have not enough signatures, and who could help."""
-        lacks = (
-            _lack(judge, name, data)
+        lacks = [
+            lack
             for name in ROLES
             if (data := self.staged(name))
             for judge in self._judges(name, data)
-        )
-        return list({it.role: it for it in lacks if it}.values())
+            if (lack := _lack(judge, name, data))
+        ]
+        lacks.sort(key=lambda it: (ROLES.index(it.role), it.threshold - it.signed))
+        return list({it.role: it for it in lacks}.values())  # of a root, what its harder judge says
 
     def _stage_dependents(self) -> None:
         """Stage what others have to sign anew because of a staged edit of who signs."""
