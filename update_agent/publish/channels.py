@@ -5,6 +5,7 @@ command can be repeated; of two operators at once, the second edits what the fir
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from update_agent.core import channel, document, release, trust
@@ -32,27 +33,35 @@ def listed(repository: Repository) -> list[Channel]:
     return [find(repository, name) for name in sorted(names)]
 
 
-def create(
-    repository: Repository, name: str, product: str, change: Change
-) -> tuple[Channel, Committed]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """A channel after an edit, and what became of it."""
+
+    channel: Channel
+    changed: bool
+    public: bool
+    """Whether hosts see it; or else it waits for signatures."""
+    committed: Committed
+
+
+def create(repository: Repository, name: str, product: str, change: Change) -> Edited:
     """Make a channel that offers nothing yet; one that is there stays."""
     made = Channel.created(name, product, change)
     channel.decode(document.encode(made), name)
     with repository.locked():
         repository.want()
-        if channel.path(name) in repository.targets(CHANNELS).targets:
+        known = channel.path(name) in repository.targets(CHANNELS).targets
+        if known:
             made = find(repository, name)
         else:
             _write(repository, made)
         if made.product != product:
             raise RepositoryError(f"channel {name} exists, for product {made.product}")
-        return made, repository.commit()
+        return _commit(repository, made, changed=not known)
 
 
-def edit(
-    repository: Repository, name: str, change: Callable[[Channel], Channel]
-) -> tuple[Channel, Channel, Committed]:
-    """Change a channel and publish it. Returns it as it was and as it is."""
+def edit(repository: Repository, name: str, change: Callable[[Channel], Channel]) -> Edited:
+    """Change a channel and publish it."""
     with repository.locked():
         repository.want()
         before = find(repository, name)
@@ -61,7 +70,7 @@ def edit(
         channel.decode(document.encode(after), name)
         if after != before:
             _write(repository, after)
-        return before, after, repository.commit()
+        return _commit(repository, after, changed=after != before)
 
 
 def want_release(repository: Repository, product: str, version: Version) -> None:
@@ -76,15 +85,6 @@ def want_release(repository: Repository, product: str, version: Version) -> None
         raise RepositoryError(
             f"release {product} {version} waits for signatures", hint="see update-publish status"
         )
-
-
-def is_public(repository: Repository, name: str) -> bool:
-    """Whether hosts see the newest edit of a channel."""
-    path, public = channel.path(name), repository.published(CHANNELS)
-    if public is None:
-        return False
-    seen = trust.metadata(public).signed.targets.get(path)
-    return bool(seen == repository.targets(CHANNELS).targets.get(path))
 
 
 def sentence(made: Channel, now: datetime) -> str:
@@ -102,3 +102,11 @@ def _write(repository: Repository, made: Channel) -> None:
     targets = repository.targets(CHANNELS)
     repository.write_target(targets, channel.path(made.channel), document.encode(made))
     repository.stage(CHANNELS, targets)
+
+
+def _commit(repository: Repository, made: Channel, *, changed: bool) -> Edited:
+    committed, path = repository.commit(), channel.path(made.channel)
+    data = repository.published(CHANNELS)
+    seen = trust.metadata(data).signed.targets.get(path) if data else None
+    public = bool(seen == repository.targets(CHANNELS).targets[path])
+    return Edited(channel=made, changed=changed, public=public, committed=committed)

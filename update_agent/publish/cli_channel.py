@@ -14,7 +14,7 @@ from update_agent.core.channel import Change, Channel
 from update_agent.core.rollout import EVERYONE_NOW, RING, Rollout, Wave, percent, place
 from update_agent.errors import HostError
 from update_agent.publish import channels, verbs
-from update_agent.publish.repository import Committed, Repository
+from update_agent.publish.repository import Repository
 
 _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%(?::([0-9smhdw]+))?(?:@\+([0-9smhdw]+))?")
 
@@ -120,8 +120,8 @@ def run_create(options: Namespace) -> int:
     """Make a channel."""
     repository = verbs.opened(options)
     change = _change(options, repository, "created")
-    made, committed = channels.create(repository, options.channel, options.product, change)
-    return _report(options, repository, made, committed)
+    made = channels.create(repository, options.channel, options.product, change)
+    return _report(options, repository, made)
 
 
 def run_promote(options: Namespace) -> int:
@@ -215,24 +215,17 @@ def _change(options: Namespace, repository: Repository, what: str) -> Change:
 
 
 def _edit(options: Namespace, repository: Repository, edit: Callable[[Channel], Channel]) -> int:
-    before, after, committed = channels.edit(repository, options.channel, edit)
-    return _report(options, repository, after, committed, changed=after != before)
+    return _report(options, repository, channels.edit(repository, options.channel, edit))
 
 
-def _report(
-    options: Namespace,
-    repository: Repository,
-    made: Channel,
-    committed: Committed,
-    *,
-    changed: bool = True,
-) -> int:
+def _report(options: Namespace, repository: Repository, made: channels.Edited) -> int:
     """Print what became of a channel; the exit code says whether hosts can see it."""
-    text = _text(made, repository.now)
-    if not changed:
+    text = _text(made.channel, repository.now)
+    if not made.changed:
         text = f"it was so before\n{text}"
-    verbs.report(options, repository, committed, text, {**_plain(made), "changed": changed})
-    return 0 if channels.is_public(repository, made.channel) else HostError.exit_code
+    plain = {**_plain(made.channel), "changed": made.changed}
+    verbs.report(options, repository, made.committed, text, plain)
+    return 0 if made.public else HostError.exit_code
 
 
 # Looks -------------------------------------------------------------------------------------------
