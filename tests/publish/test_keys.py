@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from tuf.api.metadata import Metadata, Timestamp
 
 from update_agent.publish import keys
 from update_agent.publish.keys import KeyFileError, Keyring
@@ -24,10 +25,13 @@ def no_secret(_: str) -> str:
     raise AssertionError("nobody should be asked")
 
 
-def signs(ring: Keyring, key_id: str) -> bool:
-    (signer,) = ring.signers([key_id])
-    signer.public_key.verify_signature(signer.sign(b"message"), b"message")
-    return True
+def signs(ring: Keyring, *key_ids: str) -> bool:
+    """Return whether all of these keys are at hand, and sign so that their public halves agree."""
+    metadata = Metadata(Timestamp())
+    ring.sign(metadata, key_ids)
+    for key_id, signature in metadata.signatures.items():
+        ring.find(key_id).key.verify_signature(signature, metadata.signed_bytes)
+    return set(metadata.signatures) == set(key_ids)
 
 
 # Files -------------------------------------------------------------------------------------------
@@ -50,12 +54,12 @@ def test_a_key_in_a_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert pem.stat().st_mode & 0o777 == 0o600
     pem.chmod(0o640)
     with pytest.raises(KeyFileError, match=r"releases\.pem can be read by others") as refused:
-        Keyring([tmp_path], no_secret).signers([made.keyid])
+        Keyring([tmp_path], no_secret).sign(Metadata(Timestamp()), [made.keyid])
     assert refused.value.hint == f"chmod 600 {pem}"
 
 
 def test_a_passphrase_protects_a_key_and_is_asked_for_by_name(tmp_path: Path) -> None:
-    made = Keyring([tmp_path], no_secret).generate("root-1", "open sesame")
+    made = Keyring([tmp_path], no_secret).generate("root-1", lambda _: "open sesame")
     asked: list[str] = []
 
     def answer(what: str) -> str:
@@ -66,13 +70,13 @@ def test_a_passphrase_protects_a_key_and_is_asked_for_by_name(tmp_path: Path) ->
     assert signs(Keyring([tmp_path], answer), made.keyid)
     assert asked == ["passphrase of root-1.pem"]
     with pytest.raises(KeyFileError, match="the passphrase is wrong, or it is no key"):
-        Keyring([tmp_path], lambda _: "open says me").signers([made.keyid])
+        Keyring([tmp_path], lambda _: "open says me").sign(Metadata(Timestamp()), [made.keyid])
 
 
 def test_the_passphrase_can_come_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Keyring([tmp_path]).generate("root-1", "open sesame")
+    made = Keyring([tmp_path]).generate("root-1", lambda _: "open sesame")
     monkeypatch.setenv(keys.PASSPHRASE, "open sesame")
 
     assert signs(Keyring([tmp_path]), made.keyid)
@@ -81,12 +85,12 @@ def test_the_passphrase_can_come_from_the_environment(
 def test_without_anybody_to_ask_the_way_out_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Keyring([tmp_path]).generate("root-1", "open sesame")
+    made = Keyring([tmp_path]).generate("root-1", lambda _: "open sesame")
     monkeypatch.delenv(keys.PASSPHRASE, raising=False)
     monkeypatch.setattr("getpass.getpass", _end_of_file)
 
     with pytest.raises(KeyFileError, match="nobody can be asked") as refused:
-        Keyring([tmp_path]).signers([made.keyid])
+        Keyring([tmp_path]).sign(Metadata(Timestamp()), [made.keyid])
     assert refused.value.hint == f"set {keys.PASSPHRASE}"
 
 
@@ -107,22 +111,13 @@ def test_a_key_whose_ring_was_not_written_yet_is_found_again(tmp_path: Path) -> 
     assert Keyring([tmp_path], no_secret).generate("releases") == first
 
 
-def test_no_key_file_is_ever_overwritten(tmp_path: Path) -> None:
-    keys.generate(tmp_path / "a.pem", None)
-    before = (tmp_path / "a.pem").read_bytes()
-
-    with pytest.raises(KeyFileError, match="exists; keys are never overwritten"):
-        keys.generate(tmp_path / "a.pem", None)
-    assert (tmp_path / "a.pem").read_bytes() == before
-
-
 def test_a_file_with_another_key_is_refused(tmp_path: Path) -> None:
     ring = Keyring([tmp_path], no_secret)
     one, two = ring.generate("one"), ring.generate("two")
     shutil.copy(tmp_path / "two.pem", tmp_path / "one.pem")
 
     with pytest.raises(KeyFileError, match=r"one\.pem holds another key"):
-        Keyring([tmp_path], no_secret).signers([one.keyid])
+        Keyring([tmp_path], no_secret).sign(Metadata(Timestamp()), [one.keyid])
     assert signs(Keyring([tmp_path], no_secret), two.keyid)
 
 
@@ -139,7 +134,7 @@ def test_a_key_that_is_gone_or_damaged_is_named(
     )
 
     with pytest.raises(KeyFileError, match=message) as refused:
-        Keyring([tmp_path], no_secret).signers([made.keyid])
+        Keyring([tmp_path], no_secret).sign(Metadata(Timestamp()), [made.keyid])
     assert "one.pem" in str(refused.value)
 
 
@@ -178,8 +173,8 @@ def test_several_rings_are_one_and_each_key_stays_in_its_own(tmp_path: Path) -> 
 
     both = Keyring([tmp_path / "offline", tmp_path / "online"], no_secret)
 
-    assert len(both.signers([offline.keyid, online.keyid])) == 2
-    assert len(Keyring([tmp_path / "online"]).signers([offline.keyid, online.keyid])) == 1
+    assert signs(both, offline.keyid, online.keyid)
+    assert not signs(Keyring([tmp_path / "online"]), offline.keyid, online.keyid)
 
 
 def test_a_name_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:

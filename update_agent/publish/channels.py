@@ -5,9 +5,12 @@ command can be repeated; of two operators at once, the second edits what the fir
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 
-from update_agent.core import channel, document, release
+from update_agent.core import channel, document, release, trust
 from update_agent.core.channel import Change, Channel
+from update_agent.core.rollout import percent
 from update_agent.core.trust import CHANNELS, RELEASES
 from update_agent.core.version import Version
 from update_agent.publish.repository import Committed, Repository, RepositoryError
@@ -30,24 +33,35 @@ def listed(repository: Repository) -> list[Channel]:
     return [find(repository, name) for name in sorted(names)]
 
 
-def create(repository: Repository, name: str, product: str, change: Change) -> Committed:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """A channel after an edit, and what became of it."""
+
+    channel: Channel
+    changed: bool
+    public: bool
+    """Whether hosts see it; or else it waits for signatures."""
+    committed: Committed
+
+
+def create(repository: Repository, name: str, product: str, change: Change) -> Edited:
     """Make a channel that offers nothing yet; one that is there stays."""
     made = Channel.created(name, product, change)
-    document.decode(document.encode(made), Channel, f"channel {name}")
+    channel.decode(document.encode(made), name)
     with repository.locked():
         repository.want()
-        targets = repository.targets(CHANNELS)
-        if channel.path(name) not in targets.targets:
+        known = channel.path(name) in repository.targets(CHANNELS).targets
+        if known:
+            made = find(repository, name)
+        else:
             _write(repository, made)
-        elif (old := find(repository, name)).product != product:
-            raise RepositoryError(f"channel {name} exists, for product {old.product}")
-        return repository.commit()
+        if made.product != product:
+            raise RepositoryError(f"channel {name} exists, for product {made.product}")
+        return _commit(repository, made, changed=not known)
 
 
-def edit(
-    repository: Repository, name: str, change: Callable[[Channel], Channel]
-) -> tuple[Channel, Channel, Committed]:
-    """Change a channel and publish it. Returns it as it was and as it is."""
+def edit(repository: Repository, name: str, change: Callable[[Channel], Channel]) -> Edited:
+    """Change a channel and publish it."""
     with repository.locked():
         repository.want()
         before = find(repository, name)
@@ -56,25 +70,43 @@ def edit(
         channel.decode(document.encode(after), name)
         if after != before:
             _write(repository, after)
-        return before, after, repository.commit()
+        return _commit(repository, after, changed=after != before)
 
 
 def want_release(repository: Repository, product: str, version: Version) -> None:
     """Raise RepositoryError unless hosts can get ``version``."""
-    published = repository.published(RELEASES)
-    targets = repository.targets(RELEASES)
     path = release.path(product, version)
-    if path not in targets.targets:
+    if path not in repository.targets(RELEASES).targets:
         raise RepositoryError(
             f"there is no release {product} {version}", hint="see update-publish release list"
         )
-    if published and f'"{path}"'.encode() not in published:
+    public = repository.published(RELEASES)
+    if public is None or path not in trust.metadata(public).signed.targets:
         raise RepositoryError(
             f"release {product} {version} waits for signatures", hint="see update-publish status"
         )
+
+
+def sentence(made: Channel, now: datetime) -> str:
+    """Return what a channel does, for people."""
+    if made.rollout is None:
+        return f"channel {made.channel} ({made.product}) offers nothing yet"
+    paused = f", paused: {made.rollout.paused.reason}" if made.rollout.paused else ""
+    return (
+        f"channel {made.channel} ({made.product}) offers {made.version} to"
+        f" {percent(made.rollout.share(now))} of the hosts{paused}"
+    )
 
 
 def _write(repository: Repository, made: Channel) -> None:
     targets = repository.targets(CHANNELS)
     repository.write_target(targets, channel.path(made.channel), document.encode(made))
     repository.stage(CHANNELS, targets)
+
+
+def _commit(repository: Repository, made: Channel, *, changed: bool) -> Edited:
+    committed, path = repository.commit(), channel.path(made.channel)
+    data = repository.published(CHANNELS)
+    seen = trust.metadata(data).signed.targets.get(path) if data else None
+    public = bool(seen == repository.targets(CHANNELS).targets[path])
+    return Edited(channel=made, changed=changed, public=public, committed=committed)

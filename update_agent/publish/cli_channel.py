@@ -11,7 +11,7 @@ from typing import Any
 
 from update_agent.core import document
 from update_agent.core.channel import Change, Channel
-from update_agent.core.rollout import EVERYONE_NOW, RING, Wave, percent, place
+from update_agent.core.rollout import EVERYONE_NOW, RING, Rollout, Wave, percent, place
 from update_agent.errors import HostError
 from update_agent.publish import channels, verbs
 from update_agent.publish.repository import Repository
@@ -47,13 +47,13 @@ def add_verbs(verb: ArgumentParser) -> None:
     promote = add("promote", "offer a release, in waves", run_promote,
                   f"Offer a release to the channel's hosts, from now on. {_WAVES}")  # fmt: skip
     promote.add_argument("version", type=verbs.version, metavar="VERSION")
-    _add_waves(promote)
+    _add_waves(promote, "may be repeated (default: everyone at once)")
     promote.add_argument("--downgrade-from", type=verbs.version, action="append", default=[],
                          metavar="VERSION", help="hosts with this version go down to the one that "
                          "is promoted; may be repeated")  # fmt: skip
     rollout = add("rollout", "give the running rollout other waves", run_rollout,
                   f"Give the running rollout other waves; its clock runs on. {_WAVES}")  # fmt: skip
-    _add_waves(rollout)
+    _add_waves(rollout, "may be repeated", required=True)
     add("pause", "offer the release to no further host", run_pause,
         "Offer the release to no further host. Hosts that were offered it go on.",
         reason=True)  # fmt: skip
@@ -74,12 +74,12 @@ def add_verbs(verb: ArgumentParser) -> None:
                           help="machine ids, one a line; after it the host's name")  # fmt: skip
 
 
-def _add_waves(verb: ArgumentParser) -> None:
-    verb.add_argument("--wave", dest="waves", type=_wave, action="append", metavar="SHARE:LENGTH",
-                      help="may be repeated (default: everyone at once)")  # fmt: skip
+def _add_waves(verb: ArgumentParser, help_: str, *, required: bool = False) -> None:
+    verb.add_argument("--wave", dest="waves", type=_wave, action="append", required=required,
+                      metavar="SHARE:LENGTH", help=help_)  # fmt: skip
     verb.add_argument("--deadline", type=verbs.moment, metavar="TIME",
-                      help="when every host is offered it, whatever the waves say: 3d from now, or "
-                      "2026-12-01T08:00Z")  # fmt: skip
+                      help="when every host is offered it, whatever the waves say: 3d after the "
+                      "rollout began, or 2026-12-01T08:00Z")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,33 +119,40 @@ def waves(wishes: list[_Wish] | None) -> tuple[Wave, ...]:
 def run_create(options: Namespace) -> int:
     """Make a channel."""
     repository = verbs.opened(options)
-    made = channels.create(
-        repository, options.channel, options.product, _change(options, repository, "created")
-    )
-    plain = verbs.committed_plain(made)
-    verbs.show(options, plain, verbs.committed_text(repository, made))
-    return 0
+    change = _change(options, repository, "created")
+    made = channels.create(repository, options.channel, options.product, change)
+    return _report(options, repository, made)
 
 
 def run_promote(options: Namespace) -> int:
     """Offer a release."""
-    repository = verbs.opened(options)
-    product = channels.find(repository, options.channel).product
-    channels.want_release(repository, product, options.version)
-    change = _change(options, repository, f"promoted {options.version}")
-    return _edit(options, repository, lambda it: it.promote(
-        options.version, change, waves=waves(options.waves), deadline=options.deadline,
-        downgrade_from=options.downgrade_from,
-    ))  # fmt: skip
+    repository, version = verbs.opened(options), options.version
+    planned = _waves(options)
+    change = _change(options, repository, f"promoted {version}")
+
+    def edit(it: Channel) -> Channel:
+        channels.want_release(repository, it.product, version)
+        # Of a rollout that runs already, so that the same command twice is one promotion.
+        began = it.rollout.started if it.rollout and it.version == version else change.time
+        return it.promote(
+            version, change, waves=planned, deadline=_deadline(options, began),
+            downgrade_from=options.downgrade_from,
+        )  # fmt: skip
+
+    return _edit(options, repository, edit)
 
 
 def run_rollout(options: Namespace) -> int:
     """Give a rollout other waves."""
-    repository = verbs.opened(options)
+    repository, planned = verbs.opened(options), _waves(options)
     change = _change(options, repository, "changed waves")
-    return _edit(options, repository, lambda it: it.reschedule(
-        change, waves=waves(options.waves), deadline=options.deadline
-    ))  # fmt: skip
+
+    def edit(it: Channel) -> Channel:
+        began = it.rollout.started if it.rollout else change.time
+        kept = it.rollout.deadline if it.rollout else None
+        return it.reschedule(change, waves=planned, deadline=_deadline(options, began) or kept)
+
+    return _edit(options, repository, edit)
 
 
 def run_pause(options: Namespace) -> int:
@@ -175,30 +182,50 @@ def run_quarantine(options: Namespace) -> int:
 def run_floors(options: Namespace) -> int:
     """Set the floors."""
     repository = verbs.opened(options)
-    product = channels.find(repository, options.channel).product
-    for version in options.versions:
-        channels.want_release(repository, product, version)
     change = _change(options, repository, f"floors {' '.join(map(str, options.versions)) or '-'}")
-    return _edit(options, repository, lambda it: it.set_floors(options.versions, change))
+
+    def edit(it: Channel) -> Channel:
+        for version in options.versions:
+            channels.want_release(repository, it.product, version)
+        return it.set_floors(options.versions, change)
+
+    return _edit(options, repository, edit)
+
+
+def _waves(options: Namespace) -> tuple[Wave, ...]:
+    """Return the waves of the options, if a rollout can have them. Raises HostError."""
+    made = waves(options.waves)
+    try:
+        Rollout(started=datetime.now(UTC), waves=made)
+    except ValueError as error:
+        raise HostError(str(error), hint="name the waves in their order") from error
+    return made
+
+
+def _deadline(options: Namespace, began: datetime) -> datetime | None:
+    given: datetime | timedelta | None = options.deadline
+    return began + given if isinstance(given, timedelta) else given
 
 
 def _change(options: Namespace, repository: Repository, what: str) -> Change:
     return Change(
-        time=repository.now, author=options.author[:500], what=what[:500],
-        reason=options.reason[:500],
+        time=repository.now, author=options.author, what=what[: verbs.MAX_TEXT],
+        reason=options.reason,
     )  # fmt: skip
 
 
 def _edit(options: Namespace, repository: Repository, edit: Callable[[Channel], Channel]) -> int:
-    try:
-        before, after, committed = channels.edit(repository, options.channel, edit)
-    except ValueError as error:
-        raise HostError(f"channel {options.channel}: {error}") from error
-    changed = "" if after != before else f"channel {after.channel} is so already\n"
-    text = f"{changed}{_text(after, repository.now)}\n"
-    plain = {**_plain(after), "changed": after != before, **verbs.committed_plain(committed)}
-    verbs.show(options, plain, text + verbs.committed_text(repository, committed))
-    return 0
+    return _report(options, repository, channels.edit(repository, options.channel, edit))
+
+
+def _report(options: Namespace, repository: Repository, made: channels.Edited) -> int:
+    """Print what became of a channel; the exit code says whether hosts can see it."""
+    text = _text(made.channel, repository.now)
+    if not made.changed:
+        text = f"it was so before\n{text}"
+    plain = {**_plain(made.channel), "changed": made.changed}
+    verbs.report(options, repository, made.committed, text, plain)
+    return 0 if made.public else HostError.exit_code
 
 
 # Looks -------------------------------------------------------------------------------------------
@@ -208,7 +235,7 @@ def run_list(options: Namespace) -> int:
     """Show all channels."""
     repository = verbs.opened(options)
     found = channels.listed(repository)
-    lines = [_line(it, repository.now) for it in found] or ["no channels yet"]
+    lines = [channels.sentence(it, repository.now) for it in found] or ["no channels yet"]
     verbs.show(options, [_plain(it) for it in found], "\n".join(lines))
     return 0
 
@@ -261,18 +288,8 @@ def _plain(found: Channel) -> dict[str, Any]:
     return plain
 
 
-def _line(found: Channel, now: datetime) -> str:
-    if found.rollout is None:
-        return f"{found.channel} ({found.product}) offers nothing yet"
-    paused = f", paused: {found.rollout.paused.reason}" if found.rollout.paused else ""
-    return (
-        f"{found.channel} ({found.product}) offers {found.version} to"
-        f" {percent(found.rollout.share(now))} of the hosts{paused}"
-    )
-
-
 def _text(found: Channel, now: datetime) -> str:
-    lines = [_line(found, now)]
+    lines = [channels.sentence(found, now)]
     if found.rollout:
         lines += _rollout_lines(found, now)
     for what, versions in (("floors", found.floors), ("quarantined", found.quarantined),

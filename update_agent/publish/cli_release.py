@@ -10,7 +10,7 @@ from update_agent.core import document
 from update_agent.core.release import Release
 from update_agent.core.trust import RELEASES
 from update_agent.core.version import Version
-from update_agent.publish import releases, verbs
+from update_agent.publish import channels, releases, verbs
 from update_agent.publish.repository import RepositoryError
 
 _LAST = 3
@@ -100,14 +100,8 @@ def run_add(options: Namespace) -> int:
             minimum_version=options.minimum_version,
             progress=bars,
         )
-    plain = {
-        **_plain(added.release),
-        "new_payloads": added.new_payloads,
-        **verbs.committed_plain(added.committed),
-    }
-    text = f"{_text(added.release)}\n{verbs.committed_text(repository, added.committed)}"
-    verbs.show(options, plain, text)
-    return 0
+    plain = {**_plain(added.release), "new_payloads": added.new_payloads}
+    return verbs.report(options, repository, added.committed, _text(added.release), plain)
 
 
 def run_list(options: Namespace) -> int:
@@ -157,9 +151,12 @@ def run_withdraw(options: Namespace) -> int:
         author=options.author,
         reason=options.reason,
     )
-    verbs.show(options, verbs.committed_plain(committed),
-               verbs.committed_text(repository, committed))  # fmt: skip
-    return 0
+    still = [it.channel for it in channels.listed(repository)
+             if (it.product, it.version) == (options.product, options.version)]  # fmt: skip
+    lines = [f"channel {it} still offers it: promote another version" for it in still]
+    return verbs.report(
+        options, repository, committed, "\n".join(lines), {"channels_that_offer_it": still}
+    )
 
 
 def _deltas(found: Release) -> list[str]:

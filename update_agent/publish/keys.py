@@ -4,12 +4,14 @@ A key ring is a folder with ``keyring.json``: public keys, and for each of them 
 securesystemslib reaches its private half: a file beside it, a PKCS#11 token, a cloud's KMS, Vault.
 Several rings make one: the offline one comes on a stick, the online one lives on the server.
 
-A private key in a file is PKCS#8, with a passphrase or readable by its owner alone.
+A private key in a file is PKCS#8, with a passphrase or readable by its owner alone. Its path is
+relative to the ring, or to any other ring that is named: a file that was moved to a stick is found
+there, and one that is on no ring named is not at hand, which is no error.
 """
 
+import copy
 import getpass
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +44,11 @@ from securesystemslib.signer import (
     SSlibKey,
     VaultSigner,
 )
+from tuf.api.exceptions import UnsignedMetadataError
+from tuf.api.metadata import Metadata
 
 from update_agent.core import document
-from update_agent.core.document import Format
+from update_agent.core.document import DocumentError, Format
 from update_agent.errors import HostError
 from update_agent.host import files
 
@@ -52,16 +56,25 @@ RING = "keyring.json"
 PASSPHRASE = "UPDATE_PUBLISH_PASSPHRASE"  # noqa: S105  the name of a variable
 """The environment variable that answers where nobody can be asked."""
 
+_ENOUGH = 4
+"""Characters of a key id that name a key."""
+
 _OTHERS = 0o077
 """Permission bits of everyone but the owner."""
 
 
-_NAME = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"
-"""Of a key, and so of its file."""
-
-
 class KeyFileError(HostError):
     """A key, or the way to it, cannot be used."""
+
+
+def ask_new(what: str) -> str:
+    """Return a passphrase to be set. Raises KeyFileError for one that was mistyped, or is empty."""
+    given = ask(what)
+    if not given:
+        raise KeyFileError(f"{what} is empty, which protects nothing")
+    if PASSPHRASE not in os.environ and ask(f"{what}, again") != given:
+        raise KeyFileError(f"{what} was typed in two ways", hint="repeat the command")
+    return given
 
 
 def ask(what: str) -> str:
@@ -107,48 +120,43 @@ SIGNER_FOR_URI_SCHEME[FileSigner.SCHEME] = FileSigner
 
 def _load(path: Path, secrets: SecretsHandler) -> Any:  # noqa: ANN401  one of many kinds of key
     try:
-        if path.stat().st_mode & _OTHERS:
-            raise KeyFileError(f"{path} can be read by others", hint=f"chmod 600 {path}")
-        pem = path.read_bytes()
+        with path.open("rb") as file:
+            mode, pem = os.fstat(file.fileno()).st_mode, file.read()
     except OSError as error:
         raise KeyFileError(f"cannot read the key {path}: {error.strerror}") from error
-    passphrase = secrets(f"passphrase of {path.name}").encode() if b"ENCRYPTED" in pem else None
+    is_locked = b"ENCRYPTED" in pem
+    if mode & _OTHERS and not is_locked:
+        raise KeyFileError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+    passphrase = secrets(f"passphrase of {path.name}").encode() if is_locked else None
     try:
         return load_pem_private_key(pem, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        why = "the passphrase is wrong, or it is no key" if passphrase else str(error)
+        why = "the passphrase is wrong, or it is no key" if is_locked else "it is no key in PEM"
         raise KeyFileError(f"{path} cannot be used: {why}") from error
 
 
-def generate(path: Path, passphrase: str | None) -> SSlibKey:
-    """Write a new Ed25519 key to ``path`` and return its public half. Never replaces a file."""
+def _make(path: Path, passphrase: str | None) -> None:
+    """Write a new Ed25519 key to ``path``. Never replaces a file."""
     key = Ed25519PrivateKey.generate()
     encryption: KeySerializationEncryption = (
-        BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+        NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.encode())
     )
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    unfinished = path.with_name(f".{path.name}.new")
     try:
-        _write_once(path, pem)
+        unfinished.unlink(missing_ok=True)  # of a run that was killed; nobody knows that key
+        fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(unfinished)
+        unfinished.unlink()
+        files.flush_folder(path.parent)
     except FileExistsError as error:
         raise KeyFileError(f"{path} exists; keys are never overwritten") from error
     except OSError as error:
         raise KeyFileError(f"cannot write {path}: {error.strerror}") from error
-    return SSlibKey.from_crypto(key.public_key())
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    """Let ``path`` hold ``data``, all of it, for its owner alone. Raises FileExistsError."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        whole.touch(mode=0o600)
-        with whole.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path.hardlink_to(whole)
-    finally:
-        whole.unlink(missing_ok=True)
-    files.flush_folder(path.parent)
 
 
 # Any key -----------------------------------------------------------------------------------------
@@ -196,20 +204,26 @@ def public_key(uri: str, public: Path | None = None, secrets: SecretsHandler = a
 
 # Rings -------------------------------------------------------------------------------------------
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""What a key may be called; the name becomes that of a file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A key of a ring: a name for people, where it is, its public half as in TUF."""
 
-    name: Annotated[str, Meta(pattern=_NAME)]
+    name: Annotated[str, Meta(pattern=rf"\A{NAME}\Z")]
     key_id: document.Sha256
     uri: Annotated[str, Meta(max_length=1000)]
     public: dict[str, Any]
 
     @property
     def key(self) -> Key:
-        """The public half."""
-        return Key.from_dict(self.key_id, dict(self.public))
+        """The public half. Raises KeyFileError."""
+        try:
+            return Key.from_dict(self.key_id, copy.deepcopy(self.public))
+        except (KeyError, TypeError, ValueError) as error:
+            raise KeyFileError(f"the key ring says no key for {self.name}: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,84 +247,119 @@ class Keyring:
     def __iter__(self) -> Iterator[Entry]:
         return iter([entry for _, entry in self._entries.values()])
 
-    def name(self, key_id: str) -> str | None:
-        """Return what people call a key, if it is here."""
-        return self._entries[key_id][1].name if key_id in self._entries else None
+    def name(self, key_id: str) -> str:
+        """Return what people call a key: its name, or the beginning of its id."""
+        return self._entries[key_id][1].name if key_id in self._entries else key_id[:12]
 
     def find(self, name: str) -> Entry:
         """Return the key with this name, key id, or beginning of a key id. Raises KeyFileError."""
-        found = [
-            entry
-            for _, entry in self._entries.values()
-            if entry.name == name or (len(name) > 3 and entry.key_id.startswith(name))  # noqa: PLR2004
-        ]
+        found = [it for it in self if it.name == name or is_beginning(it.key_id, name)]
         if len(found) != 1:
-            known = ", ".join(sorted(entry.name for _, entry in self._entries.values())) or "none"
+            known = ", ".join(sorted(it.name for it in self)) or "none"
             raise KeyFileError(f"{len(found)} keys are called {name}", hint=f"known: {known}")
         return found[0]
 
-    def add(self, name: str, uri: str, public: Path | None = None) -> Key:
+    def named(self, name: str) -> Key | None:
+        """Return the key that is called ``name``, if there is one."""
+        return next((it.key for it in self if it.name == name), None)
+
+    def at(self, uri: str) -> Key | None:
+        """Return the key at ``uri``, if it is in a ring."""
+        return next((it.key for it in self if it.uri == _absolute(uri)), None)
+
+    def add(
+        self, name: str, uri: str, public: Path | None = None, *, into: Path | None = None
+    ) -> Key:
         """Remember the key at ``uri``, under ``name``. Returns its public half."""
-        self._want_free(name)
-        return self._remember(name, uri, public_key(uri, public, self._secrets))
+        uri = _absolute(uri)
+        if self.named(name) and self.at(uri) != self.named(name):
+            raise KeyFileError(f"another key is called {name} already")
+        return self._remember(name, uri, public_key(uri, public, self._secrets), self._place(into))
 
-    def generate(self, name: str, passphrase: str | None = None) -> Key:
-        """Make a key in a file of the first ring. One of this name that is there is taken."""
-        if not re.fullmatch(_NAME, name):
-            raise KeyFileError(f"{name!a} is no name for a key", hint="letters, digits, . _ -")
-        for _, entry in self._entries.values():
-            if entry.name == name:
-                return entry.key
-        uri = f"{FileSigner.SCHEME}:{name}.pem"
-        path = self._first / f"{name}.pem"
-        if path.exists():  # made by a run that ended before it wrote the ring
-            return self._remember(name, uri, public_key(f"file:{path}", None, self._secrets))
-        return self._remember(name, uri, generate(path, passphrase))
+    def generate(
+        self, name: str, secret: SecretsHandler | None = None, *, into: Path | None = None
+    ) -> Key:
+        """Make a key in a file. One of this name that is there is taken.
 
-    def signers(self, key_ids: Iterable[str]) -> list[Signer]:
-        """Return a signer for each of the keys that is in a ring. Raises KeyFileError."""
-        return [self._signer(key_id) for key_id in key_ids if key_id in self._entries]
+        ``secret`` returns the passphrase that protects it.
+        """
+        if key := self.named(name):
+            return key
+        folder = self._place(into)
+        path = folder / f"{name}.pem"
+        if not path.exists():  # or else it was made by a run that ended before it wrote the ring
+            _make(path, secret(f"new passphrase of {name}") if secret else None)
+        key = public_key(f"{FileSigner.SCHEME}:{path}", None, self._secrets)
+        return self._remember(name, f"{FileSigner.SCHEME}:{name}.pem", key, folder)
 
-    def _signer(self, key_id: str) -> Signer:
-        if key_id not in self._signers:
-            folder, entry = self._entries[key_id]
-            scheme, _, rest = entry.uri.partition(":")
-            uri = f"{scheme}:{folder / rest}" if scheme == FileSigner.SCHEME else entry.uri
+    def sign(self, metadata: Metadata[Any], key_ids: Iterable[str]) -> None:
+        """Add a signature of each of the keys that is at hand. Raises KeyFileError."""
+        for key_id in key_ids:
+            signer = self._signer(key_id)
+            if signer is None:
+                continue
             try:
-                made = Signer.from_priv_key_uri(uri, entry.key, self._secrets)
-            except HostError:
-                raise
-            except Exception as error:
-                raise KeyFileError(f"key {entry.name} ({uri}) cannot sign: {error}") from error
-            self._signers[key_id] = made
-        return self._signers[key_id]
+                metadata.sign(signer, append=True)
+            except UnsignedMetadataError as error:
+                why = error.__cause__ or error
+                raise KeyFileError(f"key {self.name(key_id)} cannot sign: {why}") from error
 
-    @property
-    def _first(self) -> Path:
-        if not self.folders:
-            raise KeyFileError("no key ring is named", hint="--keys FOLDER")
+    def _signer(self, key_id: str) -> Signer | None:
+        if key_id not in self._entries or key_id in self._signers:
+            return self._signers.get(key_id)
+        folder, entry = self._entries[key_id]
+        uri = entry.uri
+        if uri.startswith(f"{FileSigner.SCHEME}:"):
+            named = Path(uri.removeprefix(f"{FileSigner.SCHEME}:"))
+            places = [folder / named, *(it / named.name for it in self.folders)]
+            found = next((it for it in places if it.exists()), None)
+            if found is None:
+                return None
+            uri = f"{FileSigner.SCHEME}:{found}"
         try:
-            self.folders[0].mkdir(mode=0o700, parents=True, exist_ok=True)
+            made = Signer.from_priv_key_uri(uri, entry.key, self._secrets)
+        except HostError:
+            raise
+        except Exception as error:
+            raise KeyFileError(f"key {entry.name} ({uri}) cannot sign: {error}") from error
+        self._signers[key_id] = made
+        return made
+
+    def _place(self, into: Path | None) -> Path:
+        """Return the folder for a new key, which is made."""
+        if not (into or self.folders):
+            raise KeyFileError("no key ring is named", hint="--keys FOLDER")
+        folder = into or self.folders[0]
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise KeyFileError(f"cannot make {self.folders[0]}: {error.strerror}") from error
-        return self.folders[0]
+            raise KeyFileError(f"cannot make {folder}: {error.strerror}") from error
+        return folder
 
-    def _want_free(self, name: str) -> None:
-        if any(entry.name == name for _, entry in self._entries.values()):
-            raise KeyFileError(f"a key is called {name} already")
-
-    def _remember(self, name: str, uri: str, key: Key) -> Key:
+    def _remember(self, name: str, uri: str, key: Key, folder: Path) -> Key:
         if key.keyid in self._entries:
             return self._entries[key.keyid][1].key
         entry = Entry(name=name, key_id=key.keyid, uri=uri, public=key.to_dict())
-        folder = self._first
-        ring = _Ring(keys=(*_read(folder).keys, entry))
+        others = [it for it in _read(folder).keys if it.key_id != key.keyid]
         try:
-            files.replace(folder / RING, document.encode(ring))
+            files.replace(folder / RING, document.encode(_Ring(keys=(*others, entry))))
         except OSError as error:
             raise KeyFileError(f"cannot write {folder / RING}: {error.strerror}") from error
         self._entries[key.keyid] = (folder, entry)
         return key
+
+
+def _absolute(uri: str) -> str:
+    """Return ``uri``, that of a file so that it means the same wherever it is used."""
+    prefix = f"{FileSigner.SCHEME}:"
+    return (
+        prefix + str(Path(uri.removeprefix(prefix)).absolute()) if uri.startswith(prefix) else uri
+    )
+
+
+def is_beginning(key_id: str, text: str) -> bool:
+    """Whether ``text`` is enough of a key id to mean it."""
+    return len(text) >= _ENOUGH and key_id.startswith(text)
 
 
 def _read(folder: Path) -> _Ring:
@@ -321,3 +370,5 @@ def _read(folder: Path) -> _Ring:
         return _Ring()
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
+    except DocumentError as error:
+        raise KeyFileError(str(error), hint="restore it from a copy") from error

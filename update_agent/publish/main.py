@@ -1,6 +1,7 @@
 """``update-publish``: what the release team and operators do with images, releases and channels."""
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ shows what a host would be offered."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    os.umask(0o022)  # the tree is for everyone; files with keys say who may read them
     command = cli.parser("update-publish", "Publish releases, and steer who gets them.", _EPILOG)
     verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
     cli_repository.add_verbs(verbs)

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,9 +81,9 @@ def add(
     with open_device(image) as device:
         size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
     known = find(repository, product, version)
-    _want_the_same(known, product, version, root_hash, architecture)
-    payloads = {it.source and it.source.root_hash: it for it in known.payloads} if known else {}
-    before = len(payloads)
+    wish = _Wish(architecture, root_hash, minimum_version)
+    _want_possible(repository, product, version, known, wish)
+    payloads = _by_source(known)
     with _workplace(repository) as folder:
         work = _Work(repository, product, folder, progress)
         for source in (None, *sources):
@@ -97,14 +97,13 @@ def add(
         product=product,
         architecture=architecture,
         version=version,
-        published=known.published if known else repository.now,
+        published=repository.now,
         image_size=size,
         root_hash=root_hash,
-        minimum_version=known.minimum_version if known else minimum_version,
+        minimum_version=minimum_version,
         payloads=tuple(payloads.values()),
     )
-    committed = _publish(repository, made, known)
-    return Added(release=made, new_payloads=len(payloads) - before, committed=committed)
+    return _publish(repository, made, wish)
 
 
 def find(repository: Repository, product: str, version: Version) -> Release | None:
@@ -153,34 +152,63 @@ def withdraw(
         return repository.commit()
 
 
-def _publish(repository: Repository, made: Release, known: Release | None) -> Committed:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a version must be, if it is there."""
+
+    architecture: str
+    root_hash: str
+    minimum_version: Version | None
+
+
+def _publish(repository: Repository, made: Release, wish: _Wish) -> Added:
+    """Sign a release; what somebody else published of it meanwhile stays."""
     with repository.locked():
         targets, path = repository.targets(RELEASES), release.path(made.product, made.version)
-        if path in withdrawals(targets):
-            raise RepositoryError(
-                f"{made.product} {made.version} was withdrawn", hint="publish a new version"
-            )
-        if known != find(repository, made.product, made.version):
-            raise RepositoryError(
-                f"somebody else changed {made.product} {made.version} meanwhile", hint="repeat"
-            )
+        known = find(repository, made.product, made.version)
+        _want_possible(repository, made.product, made.version, known, wish)
+        if known:
+            payloads = {**_by_source(made), **_by_source(known)}
+            made = replace(known, payloads=tuple(payloads.values()))
         if made != known:
-            repository.write_target(targets, path, document.encode(made))
+            data = document.encode(made)
+            # What hosts would refuse is refused here.
+            release.decode(data, made.product, made.version)
+            repository.write_target(targets, path, data)
             repository.stage(RELEASES, targets)
-        return repository.commit()
+        return Added(
+            release=made,
+            new_payloads=len(made.payloads) - len(_by_source(known)),
+            committed=repository.commit(),
+        )
 
 
-def _want_the_same(
-    known: Release | None, product: str, version: Version, root_hash: str, architecture: str
+def _by_source(found: Release | None) -> dict[str | None, PayloadReference]:
+    payloads = found.payloads if found else ()
+    return {it.source.root_hash if it.source else None: it for it in payloads}
+
+
+def _want_possible(
+    repository: Repository, product: str, version: Version, known: Release | None, wish: _Wish
 ) -> None:
+    """Raise RepositoryError for a version that is taken: by another image, or by a bad one."""
+    if release.path(product, version) in withdrawals(repository.targets(RELEASES)):
+        raise RepositoryError(
+            f"{product} {version} was withdrawn", hint="publish the image as a new version"
+        )
     if known is None:
         return
-    found, wanted = (known.root_hash, known.architecture), (root_hash, architecture)
-    if found != wanted:
+    if (known.architecture, known.root_hash) != (wish.architecture, wish.root_hash):
         raise RepositoryError(
             f"{product} {version} is published, for {known.architecture} with the root hash"
-            f" {known.root_hash}; this image is for {architecture} and has {root_hash}",
+            f" {known.root_hash}; this image is for {wish.architecture} and has {wish.root_hash}",
             hint="a version is published once; give the new image a new one",
+        )
+    if wish.minimum_version not in (None, known.minimum_version):
+        raise RepositoryError(
+            f"{product} {version} is published, to be installed from"
+            f" {known.minimum_version or 'any version'}; that cannot change",
+            hint="a floor in the channel can: update-publish channel floors",
         )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,6 +65,9 @@ EXPIRES_DAYS: Mapping[str, int] = {
 }
 """Days for which a role is valid after it was signed, when nothing else was said."""
 
+_HOLDERS = {Targets.type: Root.type, **dict.fromkeys(DELEGATED, Targets.type)}
+"""Who says who signs, of roles that snapshot vouches for; in the order in which they follow."""
+
 _DAYS = "x-expires-days"
 _TOP = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 _COMPACT = JSONSerializer(compact=True)
@@ -101,6 +105,14 @@ class Committed:
     published: tuple[str, ...] = ()
     """Roles with a new version, as ``ROLE N``."""
     waiting: tuple[Waiting, ...] = ()
+
+
+class _LackError(Exception):
+    """A role has to be signed anew, and the keys are not at hand."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        super().__init__(waiting.role)
+        self.waiting = waiting
 
 
 class Repository:
@@ -141,16 +153,17 @@ class Repository:
                 print("waiting for another publisher...", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self._sweep()
+            self.settle()
             yield
         finally:
             os.close(lock)
 
     def _sweep(self) -> None:
-        """Remove what killed publishers were writing; everybody who writes here holds the lock."""
+        """Remove the unfinished files of runs that were killed."""
         with _translated(self.folder):
-            for folder in (self._metadata, self.folder / "targets", self._staging):
-                for left in folder.rglob(".*"):
-                    left.unlink()
+            for part in (self._metadata, self._staging, self.folder / "targets"):
+                for path in part.rglob(".*.json.*"):
+                    path.unlink()
 
     def metadata_path(self, name: str, version: int) -> Path:
         """Return the file of a version of a role."""
@@ -219,6 +232,15 @@ class Repository:
         """Return the newest ``targets``, ``releases`` or ``channels``."""
         return self.newest(Targets, name)
 
+    def delegator(self, name: str) -> Root | Targets:
+        """Return what says who signs a role, unpublished edits included."""
+        holder = _HOLDERS.get(name, Root.type)
+        data = self.staged(holder) or self.published(holder)
+        if data is None:
+            hint = "update-publish init, once more, ends what was begun"
+            raise RepositoryError(f"{self.folder} has no {holder}", hint=hint)
+        return _signed_by_kind(data)
+
     # Edits ---------------------------------------------------------------------------------------
 
     def create(self, plan: Plan) -> None:
@@ -251,203 +273,276 @@ class Repository:
 
     def stage(self, name: str, signed: Root | Targets | Snapshot | Timestamp) -> None:
         """Keep an edit of a role as its next version, signed by the keys at hand."""
-        published = self.published(name)
-        signed.version = _version(published) + 1 if published else 1
+        signed.version = self._next_version(name)
         self._date(name, signed)
         self._write_staged(name, Metadata(signed))
+
+    def renew(self, name: str) -> None:
+        """Stage a role as it is, to be valid for longer; not if that was done within a day."""
+        data = self.published(name)
+        if data is None or self.staged(name):
+            return
+        signed = trust.metadata(data).signed
+        if signed.expires < self.now + self._valid(name, signed) - timedelta(days=1):
+            self.stage(name, signed)
 
     def write_target(self, targets: Targets, path: str, data: bytes) -> None:
         """Write a target's file and list it in ``targets``, which the caller stages."""
         info = TargetFile.from_data(path, data, ["sha256"])
-        self.write(self.target_path(path, info.hashes["sha256"]), data)
+        self._write(self.target_path(path, info.hashes["sha256"]), data)
         targets.targets[path] = info
-
-    def write(self, path: Path, data: bytes) -> None:
-        """Write a file of the tree, durably; one with these bytes stays."""
-        if self._read(path) == data:
-            return
-        with _translated(path):
-            files.make_folders(path.parent)
-            files.replace(path, data)
 
     def sign(self) -> None:
         """Add the signatures of the keys at hand to everything that is staged."""
+        self._stage_dependents()
         for name in ROLES:
             if data := self.staged(name):
-                found = trust.metadata(data)
-                self._write_staged(name, found)
+                self._write_staged(name, trust.metadata(data))
 
     def waiting(self) -> list[Waiting]:
-        """Return the staged roles that cannot be published yet, and who could help."""
-        root, found = self._next_root(), list[Waiting]()
-        for name in ROLES:
-            data = self.staged(name)
-            if data is None:
-                continue
-            judges = self._root_judges(data) if name == Root.type else [
-                self._delegator(name, root, {it.role for it in found})
-            ]  # fmt: skip
-            lacks = (_lack(judge, name, data) for judge in judges)
-            found.extend(list(filter(None, lacks))[:1])
-        return found
+        """Return the staged roles that have not enough signatures, and who could help."""
+        lacks = [
+            lack
+            for name in ROLES
+            if (data := self.staged(name))
+            for judge in self._judges(name, data)
+            if (lack := _lack(judge, name, data))
+        ]
+        lacks.sort(key=lambda it: (ROLES.index(it.role), it.threshold - it.signed))
+        return list({it.role: it for it in lacks}.values())  # of a root, what its harder judge says
+
+    def _stage_dependents(self) -> None:
+        """Stage what others have to sign anew because of a staged edit of who signs."""
+        for name, holder in _HOLDERS.items():
+            data, newest = self.staged(holder), self.staged(name) or self.published(name)
+            if data and newest and not _accepts(_signed_by_kind(data), name, newest):
+                if self.staged(name):
+                    self._write_staged(name, trust.metadata(newest))
+                else:
+                    self.stage(name, trust.metadata(newest).signed)
+
+    def _judges(self, name: str, data: bytes) -> list[Root | Targets]:
+        """Return who must find a staged role signed well, if everything staged is published."""
+        if name == Root.type:
+            return [_signed(Root, it) for it in (*self.roots()[-1:], data)]
+        return [self.delegator(name)]
 
     # Publishing ----------------------------------------------------------------------------------
 
     def commit(self, *, refresh: bool = False) -> Committed:
-        """Publish what has enough signatures.
+        """Publish what is signed by enough; the rest stays staged.
 
         ``refresh`` signs a new timestamp in any case, and anew what is past half of its time, as
-        far as the keys are online. Raises RepositoryError when keys are missing without which
-        nothing can be published.
+        far as the keys are at hand.
         """
-        waiting = tuple(self.waiting())
-        held = {it.role for it in waiting}
-        if not self.exists and held:
-            return Committed(waiting=waiting)
-        root = self._next_root()
-        data = {
-            name: self._role(name, root, held, renew=refresh) for name in (Targets.type, *DELEGATED)
-        }
-        data[Snapshot.type] = self._snapshot(root, data, renew=refresh)
-        timestamp = self._timestamp(root, data[Snapshot.type], renew=refresh)
-        new_root = None if Root.type in held else self.staged(Root.type)
-        published = self._write(new_root, data, timestamp)
+        self._stage_dependents()
+        lacks = {it.role: it for it in self.waiting()}
+        if lacks and not self.exists:
+            return Committed(waiting=tuple(lacks.values()))
+        for taken in self._choices():
+            tree = self._tree(taken)
+            if tree is None:
+                continue
+            try:
+                self._vouch(tree, lacks, refresh=refresh)
+            except _LackError as error:
+                lacks.setdefault(error.waiting.role, error.waiting)
+                continue
+            published = self._publish(tree)
+            self.settle()
+            return Committed(published=published, waiting=tuple(lacks.values()))
+        return Committed(waiting=tuple(lacks.values()))
+
+    def settle(self) -> None:
+        """End what a killed run began: what is published is not staged any more.
+
+        An edit whose version somebody else took meanwhile becomes the next.
+        """
         for name in ROLES:
-            if name not in held:
+            staged, published = self.staged(name), self.published(name)
+            if staged is None or published is None or (name == Root.type and not self.exists):
+                continue
+            if staged == published or name in (Snapshot.type, Timestamp.type):
                 self._unstage(name)
-        return Committed(published=published, waiting=waiting)
+            elif _version(staged) <= _version(published):
+                self.stage(name, trust.metadata(staged).signed)
 
-    def _write(
-        self, new_root: bytes | None, roles: Mapping[str, bytes], timestamp: bytes
-    ) -> tuple[str, ...]:
-        """Write what is new, in the order in which nobody ever sees half of it."""
-        last = [(Timestamp.type, timestamp)]
-        if new_root is not None:
-            last.append((Root.type, new_root))
-            roots = self.roots()
-            if not roots or not _accepts(_signed(Root, roots[-1]), Timestamp.type, timestamp):
-                last.reverse()  # the old keys are not at hand: until both are there, nobody learns
-        done = []
-        for name, data in (*roles.items(), *last):
-            version = _version(data)
-            path = self.metadata_path(name, version)
-            if self._read(path) != data:
-                self.write(path, data)
-                done.append(f"{name} {version}")
-        return tuple(done)
+    def _choices(self) -> Iterator[frozenset[str]]:
+        """Yield which staged edits of who signs to publish, as many as possible first."""
+        edits = [name for name in (Root.type, Targets.type) if self.staged(name)]
+        for count in range(len(edits), -1, -1):
+            yield from map(frozenset, combinations(edits, count))
 
-    def _role(self, name: str, root: Root, held: Container[str], *, renew: bool) -> bytes:
-        """Return the metadata of a role below ``root``, staged or as it is, signed well."""
-        staged = None if name in held else self.staged(name)
-        data = staged or self.published(name)
+    def _tree(self, taken: Container[str]) -> dict[str, bytes] | None:
+        """Return the roles that somebody signs by hand, or None if they don't fit each other."""
+        tree = {}
+        data = self._taken(Root.type) if Root.type in taken else self.published(Root.type)
         if data is None:
-            raise RepositoryError(f"{self.folder} has no {name}")
-        signed = _signed(Targets, data)
-        late = renew and name in ONLINE and self._is_past_half(signed, name)
-        if not late and _accepts(self._delegator(name, root, held), name, data):
-            return data
-        try:
-            return self._signed_anew(name, signed, self._delegator(name, root, held))
-        except RepositoryError:
-            if not self.staged(name):
-                self.stage(name, signed)  # so that those who can sign find it
-            raise
+            return None
+        tree[Root.type] = data
+        for name, holder in _HOLDERS.items():
+            found = self._fitting(name, _signed_by_kind(tree[holder]), taken)
+            if found is None:
+                return None
+            tree[name] = found
+        return tree
 
-    def _snapshot(self, root: Root, roles: Mapping[str, bytes], *, renew: bool) -> bytes:
-        meta = {f"{name}.json": _meta(data) for name, data in roles.items()}
+    def _taken(self, name: str) -> bytes | None:
+        data = self.staged(name)
+        good = data and all(_accepts(judge, name, data) for judge in self._judges(name, data))
+        return data if good else None
+
+    def _fitting(self, name: str, holder: Root | Targets, taken: Container[str]) -> bytes | None:
+        """Return the staged or published role, the first that ``holder`` accepts."""
+        staged, published = self.staged(name), self.published(name)
+        if name == Targets.type:
+            found = [staged if name in taken else published]
+        elif _HOLDERS[name] in taken or not _says_the_same(staged, published):
+            found = [staged, published]
+        else:  # it was signed anew for somebody who has to wait
+            found = [published, staged]
+        return next((it for it in found if it and _accepts(holder, name, it)), None)
+
+    def _vouch(self, tree: dict[str, bytes], lacks: dict[str, Waiting], *, refresh: bool) -> None:
+        """Add snapshot and timestamp to ``tree``. Raises _LackError."""
+        root = _signed(Root, tree[Root.type])
+        holder = _signed(Targets, tree[Targets.type])
+        with _optional(lacks):
+            channels = _signed(Targets, tree[CHANNELS])
+            if refresh and self._is_past_half(CHANNELS, channels):
+                tree[CHANNELS] = self._signed_anew(CHANNELS, channels, holder)
+        meta = {f"{name}.json": _meta(tree[name]) for name in _HOLDERS}
+        tree[Snapshot.type] = self._snapshot(root, meta, lacks, refresh=refresh)
+        tree[Timestamp.type] = self._timestamp(root, _meta(tree[Snapshot.type]), refresh=refresh)
+
+    def _snapshot(
+        self, root: Root, meta: dict[str, MetaFile], lacks: dict[str, Waiting], *, refresh: bool
+    ) -> bytes:
         data = self.published(Snapshot.type)
-        if data is not None:
-            old = _signed(Snapshot, data)
-            fresh = not (renew and self._is_past_half(old, Snapshot.type))
-            if old.meta == meta and fresh and _accepts(root, Snapshot.type, data):
-                return data
         signed = self.newest(Snapshot, Snapshot.type)
+        good = data is not None and signed.meta == meta and _accepts(root, Snapshot.type, data)
         signed.meta = meta
-        return self._signed_anew(Snapshot.type, signed, root)
+        if data is None or not good:
+            return self._signed_anew(Snapshot.type, signed, root)
+        with _optional(lacks):
+            if refresh and self._is_past_half(Snapshot.type, signed):
+                return self._signed_anew(Snapshot.type, signed, root)
+        return data
 
-    def _timestamp(self, root: Root, snapshot: bytes, *, renew: bool) -> bytes:
-        meta = _meta(snapshot)
+    def _timestamp(self, root: Root, meta: MetaFile, *, refresh: bool) -> bytes:
         data = self.published(Timestamp.type)
-        if data is not None:
-            old = _signed(Timestamp, data)
-            if old.snapshot_meta == meta and not renew and _accepts(root, Timestamp.type, data):
-                return data
         signed = self.newest(Timestamp, Timestamp.type)
+        same = signed.snapshot_meta == meta and not refresh
+        if data is not None and same and _accepts(root, Timestamp.type, data):
+            return data
         signed.snapshot_meta = meta
         signed.unrecognized_fields[SIGNED_AT] = f"{self.now:%Y-%m-%dT%H:%M:%SZ}"
         return self._signed_anew(Timestamp.type, signed, root)
 
     def _signed_anew(self, name: str, signed: S, delegator: Root | Targets) -> bytes:
-        """Return the next version of a role, signed as ``delegator`` wants it."""
-        published = self.published(name)
-        signed.version = _version(published) + 1 if published else 1
+        """Return the next version of a role. Raises _LackError."""
+        signed.version = self._next_version(name)
         self._date(name, signed)
         metadata = Metadata(signed)
         self._sign(name, metadata)
         data = metadata.to_bytes(_COMPACT)
-        if lacks := _lack(delegator, name, data):
-            names = ", ".join(self.keyring.name(it) or it[:12] for it in lacks.missing)
-            raise RepositoryError(
-                f"{name} has to be signed anew by {lacks.threshold - lacks.signed} more of its"
-                f" keys: {names}",
-                hint="add --keys FOLDER with them and repeat; what is staged stays",
-            )
+        if lack := _lack(delegator, name, data):
+            raise _LackError(lack)
         return data
+
+    def _publish(self, tree: dict[str, bytes]) -> tuple[str, ...]:
+        """Write what is new, in the order in which nobody ever sees half of it."""
+        self._want_believable(tree)
+        done = []
+        for name in self._order(tree):
+            version = _version(tree[name])
+            path = self.metadata_path(name, version)
+            if self._read(path) != tree[name]:
+                self._write(path, tree[name])
+                done.append(f"{name} {version}")
+        return tuple(done)
+
+    def _order(self, tree: dict[str, bytes]) -> list[str]:
+        """Return all roles, what is named before what names it.
+
+        A new root comes last, unless what the old keys sign is lost: then nobody learns anything
+        until all is written, and whoever has the old keys is not heard again.
+        """
+        roots = self.roots()
+        old = _signed(Root, roots[-1]) if roots else None
+        below = (Targets.type, Snapshot.type, Timestamp.type)
+        if old and all(_accepts(old, name, tree[name]) for name in below):
+            return [*_HOLDERS, Snapshot.type, Timestamp.type, Root.type]
+        return [*_HOLDERS, Snapshot.type, Root.type, Timestamp.type]
+
+    def _want_believable(self, tree: dict[str, bytes]) -> None:
+        """Raise ReleaseError for what hosts would refuse."""
+        roots = self.roots()
+        if not roots:
+            root = trust.trusted_root(tree[Root.type])
+        elif tree[Root.type] == roots[-1]:
+            root = _signed(Root, roots[-1])
+        else:
+            root = trust.next_root(_signed(Root, roots[-1]), tree[Root.type])
+        targets = trust.role(root, Targets, Targets.type, tree[Targets.type])
+        for name in DELEGATED:
+            trust.delegated(targets, name, tree[name])
+        trust.role(root, Snapshot, Snapshot.type, tree[Snapshot.type])
+        trust.role(root, Timestamp, Timestamp.type, tree[Timestamp.type])
 
     # Who signs -----------------------------------------------------------------------------------
 
-    def _next_root(self) -> Root:
-        """Return the staged root if it can be published, or else the published one."""
-        data = self.staged(Root.type)
-        if data and all(_accepts(judge, Root.type, data) for judge in self._root_judges(data)):
-            return _signed(Root, data)
-        return self.newest(Root, Root.type) if data and not self.roots() else self.root()
-
-    def _delegator(self, name: str, root: Root, held: Container[str]) -> Root | Targets:
-        """Return who will say who signs the role ``name``."""
-        if name not in DELEGATED:
-            return root
-        staged = None if Targets.type in held else self.staged(Targets.type)
-        return _signed(Targets, staged or self.published(Targets.type) or b"")
-
-    def _root_judges(self, data: bytes) -> list[Root]:
-        """Return the roots that must find a staged root signed well: the last one, and itself."""
-        return [_signed(Root, it) for it in (*self.roots()[-1:], data)]
-
     def _sign(self, name: str, metadata: Metadata[Any]) -> None:
         """Add a signature of each key at hand that speaks for the role, now or next."""
-        ids: dict[str, None] = {}
-        for source in (self.staged, self.published):
-            for holder in (Root.type, Targets.type):
-                data = source(holder)
-                if data is None:
-                    continue
-                ids.update(dict.fromkeys(_key_ids(trust.metadata(data).signed, name)))
-        if name in (Root.type, Targets.type) and isinstance(metadata.signed, Root | Targets):
-            ids.update(dict.fromkeys(_key_ids(metadata.signed, name)))
-        for signer in self.keyring.signers(ids):
-            if signer.public_key.keyid not in metadata.signatures:
-                metadata.sign(signer, append=True)
+        holder = _HOLDERS.get(name, Root.type)
+        delegators = [
+            trust.metadata(data).signed
+            for data in (self.staged(holder), self.published(holder))
+            if data
+        ]
+        if name == Root.type:
+            delegators.append(metadata.signed)
+        ids = dict.fromkeys(it for one in delegators for it in _key_ids(one, name))
+        self.keyring.sign(metadata, [it for it in ids if it not in metadata.signatures])
 
     def _write_staged(self, name: str, metadata: Metadata[Any]) -> None:
         self._sign(name, metadata)
-        self.write(self._staging / f"{name}.json", metadata.to_bytes(_COMPACT))
+        self._write(self._staging / f"{name}.json", metadata.to_bytes(_COMPACT))
 
     def _unstage(self, name: str) -> None:
         with _translated(self._staging):
             (self._staging / f"{name}.json").unlink(missing_ok=True)
 
+    def _next_version(self, name: str) -> int:
+        """Return a version that no file has, not even one that a killed run left behind."""
+        published = self.published(name)
+        used = [_version(published)] if published else [0]
+        if name not in (Root.type, Timestamp.type):
+            numbers = (it.name.partition(".")[0] for it in self._metadata.glob(f"*.{name}.json"))
+            used += [int(it) for it in numbers if it.isdecimal()]
+        return max(used) + 1
+
     # Time ----------------------------------------------------------------------------------------
 
+    def _valid(self, name: str, signed: Signed) -> timedelta:
+        return timedelta(days=signed.unrecognized_fields.get(_DAYS, EXPIRES_DAYS[name]))
+
     def _date(self, name: str, signed: Signed) -> None:
-        days = signed.unrecognized_fields.get(_DAYS, EXPIRES_DAYS[name])
-        signed.expires = self.now + timedelta(days=days)
+        signed.expires = self.now + self._valid(name, signed)
 
-    def _is_past_half(self, signed: Signed, name: str) -> bool:
-        days = signed.unrecognized_fields.get(_DAYS, EXPIRES_DAYS[name])
-        return signed.expires - self.now < timedelta(days=days) / 2
+    def _is_past_half(self, name: str, signed: Signed) -> bool:
+        return signed.expires - self.now < self._valid(name, signed) / 2
 
-    # Reading -------------------------------------------------------------------------------------
+    # Files ---------------------------------------------------------------------------------------
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write a file of the tree, durably; of one with these bytes, see that it is durable."""
+        with _translated(path):
+            if self._read(path) == data:
+                files.flush_folder(path.parent)
+                return
+            files.make_folders(path.parent)
+            files.replace(path, data)
 
     def _read(self, path: Path) -> bytes | None:
         try:
@@ -469,7 +564,8 @@ def check_threshold(delegator: Root | Targets, name: str) -> None:
     role = delegator.get_delegated_role(name)
     if not 1 <= role.threshold <= len(role.keyids):
         raise RepositoryError(
-            f"{name} wants {role.threshold} signatures, and has {len(role.keyids)} keys"
+            f"{name} wants {role.threshold} signatures, and has {len(role.keyids)} keys",
+            hint="update-publish keys add gives it another key, and --threshold another number",
         )
 
 
@@ -479,6 +575,23 @@ def _signed(kind: type[S], data: bytes) -> S:
     if not isinstance(signed, kind):
         raise RepositoryError(f"a file holds {signed.type}, wanted {kind.type}")
     return signed
+
+
+def _signed_by_kind(data: bytes) -> Root | Targets:
+    """Read the metadata of a role that says who signs for others."""
+    signed = trust.metadata(data).signed
+    if not isinstance(signed, Root | Targets):
+        raise RepositoryError(f"a file holds {signed.type}, wanted root or targets")
+    return signed
+
+
+def _says_the_same(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two versions of a role differ in nothing but number, date and signatures."""
+    if one is None or other is None:
+        return False
+    said = [{**trust.metadata(it).signed.to_dict(), "version": 0, "expires": ""}
+            for it in (one, other)]  # fmt: skip
+    return said[0] == said[1]
 
 
 def _version(data: bytes) -> int:
@@ -516,6 +629,15 @@ def _meta(data: bytes) -> MetaFile:
     """Return how a role is named in what vouches for it."""
     digest = hashlib.sha256(data).hexdigest()
     return MetaFile(_version(data), len(data), {"sha256": digest})
+
+
+@contextmanager
+def _optional(lacks: dict[str, Waiting]) -> Iterator[None]:
+    """Take note of signatures that can't be had within, and go on without them."""
+    try:
+        yield
+    except _LackError as error:
+        lacks.setdefault(error.waiting.role, error.waiting)
 
 
 @contextmanager

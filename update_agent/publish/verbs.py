@@ -7,14 +7,18 @@ import re
 import socket
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from tuf.api.metadata import Root
+
+from update_agent.core.rollout import MAX_SECONDS
 from update_agent.core.version import Version, VersionError
 from update_agent.publish.keys import Keyring
-from update_agent.publish.repository import Committed, Repository
+from update_agent.publish.repository import Committed, Repository, Waiting
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -23,7 +27,11 @@ REPOSITORY = "UPDATE_PUBLISH_REPOSITORY"
 KEYS = "UPDATE_PUBLISH_KEYS"
 """Environment variables that stand for --repository and --keys, the latter with colons between."""
 
+MAX_TEXT = 500
+"""Characters of a reason or an author, as signed documents may have them."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_LENGTH = re.compile(r"([0-9]{1,9}[smhdw])+")
 
 
 def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
@@ -40,23 +48,39 @@ def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
 
 def add_author(verb: ArgumentParser, *, reason: bool) -> None:
     """Add the options that say who changes something, and why."""
-    verb.add_argument("--reason", required=reason, default="", metavar="TEXT",
+    verb.add_argument("--reason", type=_text, required=reason, default="", metavar="TEXT",
                       help="why, for everyone who looks at it later")  # fmt: skip
-    verb.add_argument("--author", default=f"{getpass.getuser()}@{socket.gethostname()}",
-                      metavar="WHO", help="who does it (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--author", type=_text, default=_whoever(), metavar="WHO",
+                      help="who does it (default: %(default)s)")  # fmt: skip
+
+
+def _whoever() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _text(text: str) -> str:
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise ArgumentTypeError(f"wanted a line of printable text, {MAX_TEXT} characters at most")
+    return text
 
 
 def keyring(options: Namespace) -> Keyring:
-    """Return the key rings that the options name."""
+    """Return the key rings that the options name; none for verbs that only look."""
+    if not hasattr(options, "keys"):
+        return Keyring([])
     named = [Path(part) for part in os.environ.get(KEYS, "").split(":") if part]
-    default = Path.home() / ".config" / "update-publish"
-    return Keyring(getattr(options, "keys", None) or named or [default])
+    return Keyring(options.keys or named or [Path.home() / ".config" / "update-publish"])
 
 
-def opened(options: Namespace) -> Repository:
-    """Return the repository that the options name."""
+def opened(options: Namespace, *, begun: bool = False) -> Repository:
+    """Return the repository that the options name; ``begun`` is enough where it need not be out."""
     repository = Repository(options.repository, keyring(options))
-    repository.want()
+    if not (begun and repository.staged(Root.type)):
+        repository.want()
     return repository
 
 
@@ -65,31 +89,40 @@ def show(options: Namespace, plain: object, text: str) -> None:
     print(json.dumps(plain) if options.json else text)
 
 
-def committed_plain(committed: Committed) -> dict[str, object]:
-    """Return what a commit did, for JSON."""
-    return {
-        "published": list(committed.published),
-        "waiting": [
-            {"role": it.role, "version": it.version, "signed": it.signed,
-             "threshold": it.threshold, "missing": list(it.missing)}
-            for it in committed.waiting
-        ],
-    }  # fmt: skip
-
-
-def committed_text(repository: Repository, committed: Committed) -> str:
-    """Return what a commit did, for people."""
-    lines = [f"published {', '.join(committed.published)}" if committed.published
-             else "nothing new was published"]  # fmt: skip
-    for it in committed.waiting:
-        names = ", ".join(repository.keyring.name(key) or key[:12] for key in it.missing)
-        lines.append(
-            f"{it.role} {it.version} waits for {it.threshold - it.signed} more of"
-            f" {it.threshold} signatures, by: {names}"
-        )
+def report(
+    options: Namespace,
+    repository: Repository,
+    committed: Committed,
+    text: str = "",
+    plain: Mapping[str, object] | None = None,
+) -> int:
+    """Print what was done and what became of it. Returns 0."""
+    said = {**(plain or {}), "published": committed.published,
+            "waiting": [waiting_plain(it) for it in committed.waiting]}  # fmt: skip
+    lines = [text] if text else []
+    names = ", ".join(committed.published)
+    lines.append(f"published {names}" if names else "nothing new was published")
+    lines += [waiting_text(repository, it) for it in committed.waiting]
     if committed.waiting:
-        lines.append("('update-publish sign --keys FOLDER' adds those of the keys there)")
-    return "\n".join(lines)
+        lines.append("(it stays staged; 'update-publish sign --keys FOLDER' adds the signatures of"
+                     " the keys there)")  # fmt: skip
+    show(options, said, "\n".join(lines))
+    return 0
+
+
+def waiting_plain(it: Waiting) -> dict[str, object]:
+    """Return what is waited for, for JSON."""
+    return {"role": it.role, "version": it.version, "signed": it.signed,
+            "threshold": it.threshold, "missing": list(it.missing)}  # fmt: skip
+
+
+def waiting_text(repository: Repository, it: Waiting) -> str:
+    """Return what is waited for, for people."""
+    names = ", ".join(map(repository.keyring.name, it.missing))
+    return (
+        f"{it.role} {it.version} waits for {it.threshold - it.signed} more of"
+        f" {it.threshold} signatures, by: {names}"
+    )
 
 
 class Bars:
@@ -149,22 +182,23 @@ def name(text: str) -> str:
 
 def duration(text: str) -> timedelta:
     """Read a length of time such as 30m, 4h or 1d12h."""
-    if not re.fullmatch(r"([0-9]{1,6}[smhdw])+", text):
+    if not _LENGTH.fullmatch(text):
         raise ArgumentTypeError(f"{text!r} is no length of time, wanted such as 30m, 4h or 1d12h")
     parts = re.findall(r"([0-9]+)([smhdw])", text)
-    return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in parts))
+    seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > MAX_SECONDS:
+        raise ArgumentTypeError(f"{text!r} is longer than {MAX_SECONDS // 86400} days")
+    return timedelta(seconds=seconds)
 
 
-def moment(text: str) -> datetime:
-    """Read a time: from now (3d), or of the calendar (2026-12-01T08:00Z)."""
-    if re.fullmatch(r"([0-9]{1,6}[smhdw])+", text):
-        return datetime.now(UTC).replace(microsecond=0) + duration(text)
+def moment(text: str) -> datetime | timedelta:
+    """Read a time: of the calendar (2026-12-01T08:00Z), or after another (3d)."""
+    if _LENGTH.fullmatch(text):
+        return duration(text)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         found = None
     if found is None or found.tzinfo is None:
-        raise ArgumentTypeError(
-            f"{text!r} is no time, wanted such as 3d (from now) or 2026-12-01T08:00Z"
-        )
+        raise ArgumentTypeError(f"{text!r} is no time, wanted such as 3d or 2026-12-01T08:00Z")
     return found.astimezone(UTC)

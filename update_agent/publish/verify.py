@@ -144,10 +144,20 @@ class _Look:
                 self.found.channels += 1
                 for version in (made.version, *made.floors):
                     if version and (made.product, version) not in self._versions:
-                        self.found.problems.append(
-                            f"channel {made.channel} leads to {made.product} {version},"
-                            " which is not there"
-                        )
+                        self._at_dead_end(made.channel, made.product, version)
+
+    def _at_dead_end(self, name: str, product: str, version: Version) -> None:
+        if RELEASES not in self._roles:
+            return  # which is a problem already
+        if release.path(product, version) in withdrawals(self._roles[RELEASES]):
+            self.found.warnings.append(
+                f"channel {name} leads to {product} {version}, which was withdrawn:"
+                " promote another version"
+            )
+        else:
+            self.found.problems.append(
+                f"channel {name} leads to {product} {version}, which is not there"
+            )
 
     def _targets(self, name: str) -> Iterator[tuple[str, bytes]]:
         targets = self._roles.get(name)
@@ -201,12 +211,13 @@ class _Look:
         gone = self._withdrawn()
         for path in self._files():
             self.found.files += 1
-            if path in self._named:
-                continue
-            if self._was_published(path) or any(it in path.parents for it in gone):
-                self.found.superseded += 1
-            else:
-                self.found.problems.append(f"{path.relative_to(folder)} is in nobody's list")
+            with self._noted():
+                if path in self._named:
+                    continue
+                if self._was_published(path) or any(it in path.parents for it in gone):
+                    self.found.superseded += 1
+                else:
+                    self.found.problems.append(f"{path.relative_to(folder)} is in nobody's list")
 
     def _files(self) -> Iterator[Path]:
         for part in ("metadata", "targets", "payloads"):
@@ -247,3 +258,5 @@ class _Look:
             yield
         except UpdateAgentError as error:
             self.found.problems.append(str(error))
+        except OSError as error:
+            self.found.problems.append(f"cannot read {error.filename}: {error.strerror}")
