@@ -21,8 +21,8 @@ MAY_IMPORT = {
 SHARED = set(MAY_IMPORT)
 
 PURE = {
-    "__future__", "bisect", "collections", "contextlib", "difflib", "dataclasses", "datetime", "enum", "functools",
-    "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct",
+    "__future__", "bisect", "collections", "contextlib", "dataclasses", "datetime", "difflib",
+    "enum", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct",
     "types", "typing", "uuid", "zlib", "zoneinfo",
     "cryptography.exceptions", "cryptography.hazmat.primitives.serialization", "fnmatch",
     "msgspec", "semver", "tuf.api",

@@ -121,17 +121,20 @@ def test_a_file_with_another_key_is_refused(tmp_path: Path) -> None:
     assert signs(Keyring([tmp_path], no_secret), two.keyid)
 
 
+def test_a_key_that_is_gone_is_not_at_hand(tmp_path: Path) -> None:
+    made = Keyring([tmp_path], no_secret).generate("one")
+    (tmp_path / "one.pem").unlink()
+
+    assert not signs(Keyring([tmp_path], no_secret), made.keyid)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read the key"), (b"", "cannot be used"), (b"\0" * 500, "cannot be used")],
+    [(b"", "cannot be used: it is no key in PEM"), (b"\0" * 500, "cannot be used")],
 )
-def test_a_key_that_is_gone_or_damaged_is_named(
-    tmp_path: Path, content: bytes | None, message: str
-) -> None:
+def test_a_key_that_is_damaged_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     made = Keyring([tmp_path], no_secret).generate("one")
-    (tmp_path / "one.pem").unlink() if content is None else (tmp_path / "one.pem").write_bytes(
-        content
-    )
+    (tmp_path / "one.pem").write_bytes(content)
 
     with pytest.raises(KeyFileError, match=message) as refused:
         Keyring([tmp_path], no_secret).sign(Metadata(Timestamp()), [made.keyid])
@@ -180,9 +183,11 @@ def test_several_rings_are_one_and_each_key_stays_in_its_own(tmp_path: Path) -> 
 def test_a_name_that_is_taken_or_unknown_is_refused(tmp_path: Path) -> None:
     ring = Keyring([tmp_path], no_secret)
     ring.generate("one")
+    other = Keyring([tmp_path / "other"], no_secret).generate("two")
 
-    with pytest.raises(KeyFileError, match="a key is called one already"):
-        ring.add("one", f"file:{tmp_path}/one.pem")
+    with pytest.raises(KeyFileError, match="another key is called one already"):
+        ring.add("one", f"file:{tmp_path}/other/two.pem")
+    assert ring.name(other.keyid) == other.keyid[:12]
     with pytest.raises(KeyFileError, match="0 keys are called two") as refused:
         ring.find("two")
     assert refused.value.hint == "known: one"

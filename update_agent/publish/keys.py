@@ -12,6 +12,7 @@ there, and one that is on no ring named is not at hand, which is no error.
 import copy
 import getpass
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,11 +286,15 @@ class Keyring:
         """
         if key := self.named(name):
             return key
-        folder = self._place(into)
+        if not re.fullmatch(NAME, name):
+            raise KeyFileError(f"{name!a} is no name for a key", hint="letters, digits, . _ -")
+        folder, secrets = self._place(into), self._secrets
         path = folder / f"{name}.pem"
         if not path.exists():  # or else it was made by a run that ended before it wrote the ring
-            _make(path, secret(f"new passphrase of {name}") if secret else None)
-        key = public_key(f"{FileSigner.SCHEME}:{path}", None, self._secrets)
+            passphrase = secret(f"new passphrase of {name}") if secret else None
+            _make(path, passphrase)
+            secrets = secrets if passphrase is None else lambda _: passphrase
+        key = public_key(f"{FileSigner.SCHEME}:{path}", None, secrets)
         return self._remember(name, f"{FileSigner.SCHEME}:{name}.pem", key, folder)
 
     def sign(self, metadata: Metadata[Any], key_ids: Iterable[str]) -> None:

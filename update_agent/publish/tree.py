@@ -56,7 +56,7 @@ def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: P
         _remove(root, pattern)
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
-    _lay_over(data("systemd"), root / "usr/lib/systemd")
+    _lay_over(data("systemd") / "system", root / "usr/lib/systemd/system")
     _lay_over(recipe.tree, root)
     for name, target in recipe.links.items():
         _link(root / name, target)
@@ -153,7 +153,11 @@ def _units(recipe: Recipe) -> list[str]:
     units = "usr/lib/systemd/system"
     ours = (*data("systemd").glob("system/*"), *(recipe.tree / units).glob("*"))
     names = {it.name for it in ours if it.is_file() and "[Install]" in it.read_text()}
-    return sorted(names | {"systemd-networkd.service", "systemd-resolved.service"})
+    return sorted(names - _NOT_YET | {"systemd-networkd.service", "systemd-resolved.service"})
+
+
+_NOT_YET = {"update-agentd.service", "update-agent-drain.socket", "update-agent-writer.socket"}
+"""Units of the daemon: there, but not started until machines have shown that it works."""
 
 
 def _settle(root: Path) -> None:
