@@ -22,8 +22,8 @@ SHARED = set(MAY_IMPORT)
 
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "datetime", "difflib",
-    "enum", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "string", "struct",
-    "types", "typing", "uuid", "zlib", "zoneinfo",
+    "enum", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re",
+    "string", "struct", "types", "typing", "uuid", "zlib", "zoneinfo",
     "cryptography.exceptions", "cryptography.hazmat.primitives.serialization", "fnmatch",
     "msgspec", "semver", "tuf.api",
 }  # fmt: skip
