@@ -3,6 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("here", deadline=None)  # machines are shared: no assert is timed
+settings.load_profile("here")
 
 _FIGURES = pytest.StashKey[list[str]]()
 

@@ -446,7 +446,7 @@ def test_older_metadata_than_was_trusted_before_is_refused(world: World, tmp_pat
     with world.serving():
         world.install()
 
-    want_refused(world, RollbackError, r"^releases \d+ is offered, releases \d+ was", old)
+    want_refused(world, RollbackError, r"^releases \d+ is offered, version \d+ was", old)
 
 
 @pytest.mark.case(8)
