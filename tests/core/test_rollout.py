@@ -142,6 +142,16 @@ def test_waves_that_go_back_are_refused(waves: tuple[Wave, ...], message: str) -
         Rollout(started=START, waves=waves)
 
 
+@pytest.mark.parametrize("year", [1, 1969, 2501, 9999])
+def test_times_to_which_nothing_can_be_added_are_refused(year: int) -> None:
+    time = START.replace(year=year)
+
+    with pytest.raises(ValueError, match=f"the year {year} is not one of 1970 to 2500"):
+        Rollout(started=time)
+    with pytest.raises(ValueError, match=f"the year {year} is not one of 1970 to 2500"):
+        Rollout(started=START, deadline=time)
+
+
 # Pauses and deadlines ----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Who this host is, from files that may be anything."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,14 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
 
 def test_the_architecture_is_named() -> None:
     assert identity.architecture()
+
+
+@pytest.mark.case(13)
+def test_no_clock_is_before_the_time_when_this_program_was_built(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.touch()
+    os.utime(built, (4_000_000_000, 4_000_000_000))
+
+    assert identity.clock(built).timestamp() == 4_000_000_000
+    os.utime(built, (0, 0))
+    assert identity.clock(built).year > 2000

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from update_agent.agent.ports import Progress, Reboots, Releases, Slots, SlotView, Store
@@ -485,8 +485,3 @@ def _survived(what: str) -> Iterator[None]:
         yield
     except UpdateAgentError as error:
         logger.warning("%s: %s", what, error)
-
-
-def utc_now() -> datetime:
-    """Return the time of the system."""
-    return datetime.now(UTC)

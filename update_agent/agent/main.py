@@ -22,7 +22,7 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.agent.bus import Service, group_id
-from update_agent.agent.daemon import Daemon, World, utc_now
+from update_agent.agent.daemon import Daemon, World
 from update_agent.agent.ports import Slots
 from update_agent.agent.reboots import LocalReboots
 from update_agent.agent.repository import Repository
@@ -78,7 +78,7 @@ def run(options: Namespace) -> int:
         host=this_host(),
         settings=settings,
         store=FileStore(options.state),
-        slots=WriterSlots(settings, utc_now, options.state / "trust"),
+        slots=WriterSlots(settings, identity.clock, options.state / "trust"),
         group=group_id(),
         folder=options.state,
     )
@@ -148,11 +148,11 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
             each(daemon)
 
     return World(
-        releases=Repository(parts.settings, utc_now, parts.folder / "trust"),
+        releases=Repository(parts.settings, identity.clock, parts.folder / "trust"),
         slots=parts.slots,
         reboots=LocalReboots(parts.settings, address=address),
         store=parts.store,
-        now=utc_now,
+        now=identity.clock,
         chance=chance.random,
         new_id=lambda: uuid.uuid4().hex,
         tell=tell,

@@ -26,6 +26,9 @@ RING = 1_000_000
 MAX_WAVES = 64
 MAX_SECONDS = 10 * 366 * 86400
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 2500
+"""Of all times here; what is added to them stays a time."""
+
 Seconds = Annotated[int, Meta(ge=0, le=MAX_SECONDS)]
 
 
@@ -69,6 +72,11 @@ class Rollout:
     deadline: Time | None = None
 
     def __post_init__(self) -> None:
+        for time in (self.started, self.deadline, self.paused and self.paused.since):
+            if time and not _FIRST_YEAR <= time.year <= _LAST_YEAR:
+                raise ValueError(
+                    f"the year {time.year} is not one of {_FIRST_YEAR} to {_LAST_YEAR}"
+                )
         for before, wave in zip(self.waves, self.waves[1:], strict=False):
             if wave.share <= before.share:
                 raise ValueError(
@@ -130,7 +138,8 @@ class Rollout:
         if self.paused is None:
             return self
         seconds = ceil((now - self.paused.since).total_seconds())
-        return replace(self, paused=None, held=self.held + max(0, seconds))
+        held = min(MAX_SECONDS, self.held + max(0, seconds))
+        return replace(self, paused=None, held=held)
 
     def _until(self, now: datetime) -> datetime:
         return min(now, self.paused.since) if self.paused else now

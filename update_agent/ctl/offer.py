@@ -2,7 +2,6 @@
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def run(options: Namespace) -> int:
         trusted_root=options.root,
         state=options.state,
         network=network,
-        now=datetime.now(UTC),
+        now=identity.clock(),
     ) as repository:
         repository.refresh()
         offer = ask(repository, host, options.channel)

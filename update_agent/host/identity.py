@@ -1,7 +1,8 @@
-"""Who this host is: what os-release, the kernel and the machine id say of it."""
+"""Who this host is, and what time it has: os-release, the machine id, the kernel."""
 
 import platform
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
 from update_agent.errors import HostError
@@ -41,6 +42,11 @@ def _read(path: Path) -> str:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HostError(f"cannot read {path}: it is no text") from error
+
+
+def clock(built: Path = Path(__file__)) -> datetime:
+    """Return the time, which is never before this program was built: a clock in 1970 is wrong."""
+    return max(datetime.now(UTC), datetime.fromtimestamp(built.stat().st_mtime, UTC))
 
 
 def architecture() -> str:
