@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import zstandard
 from releases import Workshop
 
@@ -60,10 +59,3 @@ def test_only_the_version_tells_two_releases_of_the_same_packages_apart(workshop
 
     assert digest(first) != digest(second)
     assert first.stat().st_size == second.stat().st_size
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_leftovers(workshop: Workshop) -> None:
-    """Nothing of a build stays in its cache."""
-    workshop.release("1.0.0")
-    assert not list(workshop.cache.glob(".building-*"))
