@@ -140,6 +140,8 @@ def _fetch_wheels(recipe: Recipe, folder: Path) -> None:
         "--requirement", recipe.requirements,
     ], environment={"HOME": str(Path.home())})  # fmt: skip
     shutil.rmtree(folder / "bin", ignore_errors=True)
+    for record in folder.glob("*.dist-info/RECORD"):  # tells where pip's temporary folder was
+        record.unlink()
 
 
 def _list_digest(name: str) -> str:
