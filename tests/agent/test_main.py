@@ -107,8 +107,8 @@ def test_an_update_is_logged_line_by_line_with_priority_and_attempt(
         attempt = asyncio.run(look())["AttemptId"]
         while not logind.said:  # it is on its way
             asyncio.run(look())
-    process.popen.send_signal(signal.SIGTERM)
-    _, log = process.ends()
+        process.popen.send_signal(signal.SIGTERM)
+        _, log = process.ends()
 
     assert re.fullmatch("[0-9a-f]{32}", attempt)
     lines = log.splitlines()

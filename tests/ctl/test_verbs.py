@@ -281,9 +281,11 @@ def test_progress_is_told_in_lines_where_no_line_can_be_rewritten(
         )  # fmt: skip
         stage.loop.call_soon_threadsafe(stage.daemon._show, progress)
 
-    def heard(wanted: str) -> Callable[[], bool]:
+    def heard(wanted: str, again: int | None = None) -> Callable[[], bool]:
         def look() -> bool:
             nonlocal told
+            if again is not None:
+                show(again)  # nobody may have listened yet
             told += capsys.readouterr().err
             return wanted in told
 
@@ -291,7 +293,7 @@ def test_progress_is_told_in_lines_where_no_line_can_be_rewritten(
 
     show(30)
     line = "write  30 %  30.0 MB of 100.0 MB  5.0 MB/s  14 s left  held back by the host's work"
-    _until(heard(line))
+    _until(heard(line, 30))
     show(32)
     show(60)
     _until(heard("write  60 %"))
@@ -365,8 +367,9 @@ def test_a_bus_that_dies_while_it_installs_is_a_failure(
 
 
 def _ctl(*words: str, stderr: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c",
+    return subprocess.Popen(  # who runs the tests may ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509
+        args=[sys.executable, "-c",
          f"import sys; from update_agent.ctl.main import main; sys.exit(main({[*words]!r}))"],
         stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT,
     )  # fmt: skip
