@@ -306,7 +306,7 @@ class World:
     def terms(self, known: memory.Memory) -> Terms:
         return Terms(
             slots=HostSlots(self.host, known),
-            trusted=self.fleet.root.read_bytes(),
+            trusted=self.fleet.root.read_bytes,
             clock=lambda: self.now,
             gift_seconds=ENOUGH,
         )

@@ -23,7 +23,7 @@ SHARED = set(MAY_IMPORT)
 PURE = {
     "__future__", "bisect", "collections", "contextlib", "dataclasses", "datetime", "difflib",
     "enum", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re",
-    "string", "struct", "types", "typing", "uuid", "zlib", "zoneinfo",
+    "string", "struct", "tomllib", "types", "typing", "uuid", "zlib", "zoneinfo",
     "cryptography.exceptions", "cryptography.hazmat.primitives.serialization", "fnmatch",
     "msgspec", "semver", "tuf.api",
 }  # fmt: skip

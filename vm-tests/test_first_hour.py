@@ -145,8 +145,11 @@ def test_a_slot_that_somebody_mapped_is_refused(host: Machine) -> None:
 
 def test_what_the_machine_was_given_became_files(host: Machine) -> None:
     assert host.run("hostname; cat /etc/hostname") == "web-1\nweb-1\n"
-    provided = host.run("cat /etc/update-agent/conf.d/50-provided.toml")
-    assert provided == 'server = "https://updates.example"\nchannel = "stable"\n'
+    provided = host.run("cat /etc/update-agent/50-provided.toml")
+    assert provided == (
+        '[update]\nrepository = ["https://updates.example"]\nchannel = "stable"\n'
+        'root = "/etc/update-agent/root.json"\n'
+    )
     assert json.loads(host.run("cat /etc/update-agent/root.json")) == json.loads(TRUSTED_ROOT)
     assert "(core)" in host.run("id")
     assert host.run("sudo id -u") == "0\n"
@@ -159,7 +162,7 @@ def test_a_file_on_state_has_the_last_word_and_a_wrong_one_is_refused(host: Mach
     said = host.fails("sudo update-agent-firstboot")
 
     assert "setting server is 'ftp://there', wanted an http:// or https:// URL" in said
-    assert 'channel = "beta"' in host.run("cat /etc/update-agent/conf.d/50-provided.toml")
+    assert 'channel = "beta"' in host.run("cat /etc/update-agent/50-provided.toml")
     host.run("sudo rm /media/state/config/channel /media/state/config/server")
     host.run("sudo update-agent-firstboot")
 

@@ -19,6 +19,7 @@ def test_every_setting_becomes_a_file() -> None:
             "server": b"https://updates.example/os",
             "channel": b"stable",
             "root": ROOT.encode(),
+            "settings": b'reboot.strategy = "immediate"',
             "etcd": b"ETCD_NAME=one\nETCD_INITIAL_CLUSTER=one=http://10.0.0.1:2380",
         }
     )
@@ -33,9 +34,11 @@ def test_every_setting_becomes_a_file() -> None:
             content="ETCD_NAME=one\nETCD_INITIAL_CLUSTER=one=http://10.0.0.1:2380\n",
         ),
         File(
-            path="/etc/update-agent/conf.d/50-provided.toml",
-            content='server = "https://updates.example/os"\nchannel = "stable"\n',
+            path="/etc/update-agent/50-provided.toml",
+            content='[update]\nrepository = ["https://updates.example/os"]\nchannel = "stable"\n'
+            'root = "/etc/update-agent/root.json"\n',
         ),
+        File(path="/etc/update-agent/60-settings.toml", content='reboot.strategy = "immediate"\n'),
     }
 
 
@@ -44,7 +47,8 @@ def test_nothing_given_is_nothing_to_write() -> None:
 
 
 def test_all_settings_are_known_to_one_table() -> None:
-    assert set(provision.SETTINGS) == {"hostname", "ssh-keys", "server", "channel", "root", "etcd"}
+    names = {"hostname", "ssh-keys", "server", "channel", "root", "settings", "etcd"}
+    assert set(provision.SETTINGS) == names
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,9 @@ def test_all_settings_are_known_to_one_table() -> None:
         ("root", b"{", "^setting root is no JSON"),
         ("root", b"[]", "^setting root is no TUF root metadata$"),
         ("root", b'{"signed": {"_type": "snapshot"}}', "no TUF root metadata"),
+        ("settings", b"reboot", "^setting settings is no TOML"),
+        ("settings", b"[reboots]", r"^setting settings: there is no section \[reboots\]$"),
+        ("settings", b"reboot.strategy = 1", "^setting settings: reboot.strategy: "),
         ("etcd", b"PATH=/tmp", "wanted lines such as ETCD_NAME=one"),
         ("etcd", b"ETCD_NAME=$(reboot)", "wanted lines such as"),
         ("root", b"x" * 600_000, "^setting root has 600000 bytes, wanted at most 524288$"),

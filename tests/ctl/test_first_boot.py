@@ -50,8 +50,8 @@ def test_the_file_on_state_has_the_last_word(root: Path) -> None:
     give(root, "config/channel", "beta\n")
 
     assert run(root) == 0
-    provided = root / "etc/update-agent/conf.d/50-provided.toml"
-    assert provided.read_text() == 'channel = "beta"\n'
+    provided = root / "etc/update-agent/50-provided.toml"
+    assert provided.read_text() == '[update]\nchannel = "beta"\n'
 
 
 def test_a_wrong_setting_is_said_and_the_others_are_applied(
@@ -62,7 +62,7 @@ def test_a_wrong_setting_is_said_and_the_others_are_applied(
 
     assert run(root) == 4
     assert "setting hostname is 'Not A Name'" in capsys.readouterr().err
-    assert (root / "etc/update-agent/conf.d/50-provided.toml").is_file()
+    assert (root / "etc/update-agent/50-provided.toml").is_file()
     assert not (root / "etc/hostname").exists()
 
 

@@ -465,10 +465,6 @@ def test_one_memory_has_one_writer(world: World) -> None:
 
 
 def test_the_program_says_what_is_missing(world: World) -> None:
-    with world.program("--root", "/nowhere/root.json") as process:
-        _, err = process.communicate(timeout=ENOUGH)
-    assert process.returncode == 4
-    assert "cannot read the trusted root /nowhere/root.json" in err
     with world.program("--user", "no-such-user") as process:
         _, err = process.communicate(timeout=ENOUGH)
     assert "there is no user no-such-user\n(systemd-sysusers makes it" in err

@@ -8,9 +8,12 @@ files.
 
 import json
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from update_agent.core import settings
+from update_agent.core.settings import Fragment
 from update_agent.errors import HostError
 
 
@@ -45,9 +48,9 @@ def plan(given: Mapping[str, bytes]) -> Plan:
         except SettingError as error:
             refused.append(error)
     files = [_FILES[name](value) for name, value in checked.items() if name in _FILES]
-    agent = [f"{name} = {json.dumps(checked[name])}\n" for name in _AGENT if name in checked]
-    if agent:
-        files.append(File(path="/etc/update-agent/conf.d/50-provided.toml", content="".join(agent)))
+    update = [line(checked[name]) for name, line in _UPDATE.items() if name in checked]
+    if update:
+        files.append(File(path=f"{_OURS}/50-provided.toml", content="[update]\n" + "".join(update)))
     return Plan(files=tuple(files), refused=tuple(refused))
 
 
@@ -104,6 +107,17 @@ def _signed_root(name: str, text: str) -> None:
         raise SettingError(f"setting {name} is no TUF root metadata")
 
 
+def _toml(name: str, text: str) -> None:
+    try:
+        settings.check(
+            settings.merge([Fragment(origin=f"setting {name}", content=tomllib.loads(text))])
+        )
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"setting {name} is no TOML: {error}") from error
+    except settings.SettingError as error:
+        raise SettingError(str(error), hint=error.hint) from error
+
+
 SETTINGS: dict[str, _Check] = {
     "hostname": _like(
         r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*",
@@ -116,15 +130,24 @@ SETTINGS: dict[str, _Check] = {
     "server": _like(r"https?://[^\s\"\\]+", "an http:// or https:// URL"),
     "channel": _like(r"[a-z0-9][a-z0-9._-]{0,63}", "a channel's name"),
     "root": _signed_root,
+    "settings": _toml,
     "etcd": _lines_like(r"ETCD_[A-Z_]+=[^\"'\\$`]*", "lines such as ETCD_NAME=one"),
 }
 """Every setting, and what it must look like."""
 
-_AGENT = ("server", "channel")
+_OURS = "/etc/update-agent"
+
+_UPDATE: dict[str, Callable[[str], str]] = {
+    "server": lambda text: f"repository = [{json.dumps(text)}]\n",
+    "channel": lambda text: f"channel = {json.dumps(text)}\n",
+    "root": lambda _: f'root = "{_OURS}/root.json"\n',
+}
+"""Settings of the section [update], each a line of it."""
 
 _FILES: dict[str, Callable[[str], File]] = {
     "hostname": lambda text: File(path="/etc/hostname", content=f"{text}\n"),
     "ssh-keys": lambda text: File(path="/etc/ssh/authorized_keys.d/core", content=f"{text}\n"),
-    "root": lambda text: File(path="/etc/update-agent/root.json", content=f"{text}\n"),
+    "root": lambda text: File(path=f"{_OURS}/root.json", content=f"{text}\n"),
+    "settings": lambda text: File(path=f"{_OURS}/60-settings.toml", content=f"{text}\n"),
     "etcd": lambda text: File(path="/etc/default/etcd", content=f"{text}\n"),
 }

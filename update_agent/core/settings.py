@@ -99,8 +99,8 @@ class Reboot:
 class Trial:
     """How a new release proves itself."""
 
-    deadline: Duration = field(default_factory=lambda: _minutes(15))
-    """After boot; a trial that is not confirmed by then falls back."""
+    health: Duration = field(default_factory=lambda: _minutes(5))
+    """How long the programs in health.d may take, all together."""
     soak: Duration = field(default_factory=lambda: _minutes(1))
     """How long it must stay healthy before it is confirmed."""
 

@@ -23,7 +23,8 @@ from update_agent.run import run as run_program
 _PREFIX = "update-agent."
 
 _EPILOG = """\
-settings: hostname, ssh-keys (for user core), server, channel, root (root.json), etcd (ETCD_* lines)
+settings: hostname, ssh-keys (for user core), server, channel, root (root.json), settings (TOML, as
+  in /etc/update-agent; 'update-agentctl config' lists them), etcd (ETCD_* lines)
 
 examples:
   qemu ... -smbios type=11,value=io.systemd.credential:update-agent.hostname=web-1

@@ -38,8 +38,8 @@ _OPERATIONS: dict[str, tuple[_Operation, str]] = {
     "rollback": (slot.rollback, "make a successful slot the next to boot"),
 }
 
-BOOTED = "booted"
-"""Names the slot that this host runs from, whichever it is."""
+BOOTED, OTHER = "booted", "other"
+"""Name the slot that this host runs from, whichever it is, and the one that it doesn't."""
 
 _REPLACES = {"retire", "arm"}
 """Operations for a slot whose content changes hands: it must be in nobody's use."""
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, meaning) in _OPERATIONS.items():
         verb = verbs.add_parser(name, help=meaning, description=f"{meaning}.")
         add_disk_options(verb, required=False)
-        verb.add_argument("slot", choices=(*SlotName, BOOTED), metavar="A|B|booted",
+        verb.add_argument("slot", choices=(*SlotName, BOOTED, OTHER), metavar="A|B|booted|other",
                           help="the slot; 'booted' is the one this host runs from")  # fmt: skip
         verb.set_defaults(run=change, operation=name, wrong_usage=verb.error)
         verb.add_argument("--dry-run", action="store_true", help="show it, write nothing")
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def change(options: Namespace) -> int:
     """Carry out one operation on one slot and print both slots as they then stand."""
     operation, _ = _OPERATIONS[options.operation]
-    if options.disk is None and options.slot != BOOTED:
-        options.wrong_usage("--disk is required, but for the slot 'booted'")
+    if options.disk is None and options.slot not in (BOOTED, OTHER):
+        options.wrong_usage("--disk is required, but for the slots 'booted' and 'other'")
     before = look(options.disk, options.sector_size)
     if isinstance(before.slots, HostError):
         raise before.slots
@@ -93,13 +93,13 @@ def change(options: Namespace) -> int:
 
 
 def _named(text: str, view: View) -> SlotName:
-    if text != BOOTED:
+    if text not in (BOOTED, OTHER):
         return SlotName(text)
     if view.booted is None:
         raise HostError(
-            f"this host runs from no slot of {view.disk}", hint="say A or B instead of 'booted'"
+            f"this host runs from no slot of {view.disk}", hint=f"say A or B instead of '{text}'"
         )
-    return view.booted
+    return view.booted if text == BOOTED else view.booted.other
 
 
 def _unused(operation: str, view: View, name: SlotName) -> AbstractContextManager[None]:

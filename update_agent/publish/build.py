@@ -107,6 +107,9 @@ def add_options(verb: ArgumentParser) -> None:
                       help="the release's version, for os-release")  # fmt: skip
     verb.add_argument("--product", default="update-agent-os", metavar="NAME",
                       help="the product's name, for os-release (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--root", type=Path, metavar="ROOT.JSON",
+                      help="the trusted root of the repository that hosts follow (default: each is "
+                      "told at its first boot)")  # fmt: skip
     verb.add_argument("--overlay", type=Path, action="append", default=[], metavar="FOLDER",
                       help="lay these files over the root; may be repeated")  # fmt: skip
     verb.add_argument("--output", type=Path, required=True, metavar="IMAGE",
@@ -121,7 +124,10 @@ def add_options(verb: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Build a slot image and say what it is made of."""
     release = Release(
-        version=options.release, product=options.product, overlays=tuple(options.overlay)
+        version=options.release,
+        product=options.product,
+        trusted_root=options.root,
+        overlays=tuple(options.overlay),
     )
     built = build(
         release, options.output, cache=options.cache, tell=silent if options.json else teller()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import update_agent
 from update_agent.errors import HostError
+from update_agent.host.root import read_root
 from update_agent.publish.debian import EPOCH
 from update_agent.publish.recipe import Recipe, data
 from update_agent.run import run
@@ -20,10 +21,24 @@ from update_agent.run import run
 LIBRARY = Path("usr/lib/update-agent/python")
 """Where update-agent and its wheels are on a host: out of the way of Debian's Python packages."""
 
-PROGRAMS = ("update-agentctl", "update-agent-slots", "update-agent-firstboot")
+PROGRAMS = (
+    "update-agentd", "update-agent-writer", "update-agent-confirm", "update-agent-drain",
+    "update-agentctl", "update-agent-slots", "update-agent-firstboot",
+)  # fmt: skip
 """What a host needs of our programs; making and publishing releases happens elsewhere."""
 
+TRUSTED_ROOT = Path("usr/share/update-agent/root.json")
+"""Where a host looks for it when nobody said otherwise (core/settings.py)."""
+
 _LEFT_OUT = ("publish", "data", "__pycache__")
+_SYSTEMD = {
+    "system": "usr/lib/systemd/system",
+    "system-preset": "usr/lib/systemd/system-preset",
+    "sysusers.d": "usr/lib/sysusers.d",
+    "tmpfiles.d": "usr/lib/tmpfiles.d",
+    "dbus-1": "usr/share/dbus-1",
+}
+"""Where each folder of ``systemd/`` belongs on a host."""
 _FOLDERS = (
     "boot", "dev", "home", "media/state", "mnt", "proc", "root", "run", "sys", "tmp", "var",
 )  # fmt: skip
@@ -45,6 +60,8 @@ class Release:
 
     version: str
     product: str = "update-agent-os"
+    trusted_root: Path | None = None
+    """The root of the repository whose releases a host takes; None: it is told at first boot."""
     overlays: tuple[Path, ...] = ()
     """Folders laid over everything else: an operator's own files, or a test's."""
 
@@ -56,11 +73,15 @@ def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: P
         _remove(root, pattern)
     for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
-    _lay_over(data("systemd") / "system", root / "usr/lib/systemd/system")
+    for folder, place in _SYSTEMD.items():
+        _lay_over(data("systemd") / folder, root / place)
     _lay_over(recipe.tree, root)
     for name, target in recipe.links.items():
         _link(root / name, target)
     _install_agent(wheels, root)
+    if release.trusted_root:
+        read_root(release.trusted_root)
+        _replace(release.trusted_root, root / TRUSTED_ROOT)
     _name_release(root, release)
     run(["systemd-sysusers", f"--root={root}"])
     run(["systemctl", f"--root={root}", "enable", "--quiet", *_units(recipe)])
@@ -153,11 +174,7 @@ def _units(recipe: Recipe) -> list[str]:
     units = "usr/lib/systemd/system"
     ours = (*data("systemd").glob("system/*"), *(recipe.tree / units).glob("*"))
     names = {it.name for it in ours if it.is_file() and "[Install]" in it.read_text()}
-    return sorted(names - _NOT_YET | {"systemd-networkd.service", "systemd-resolved.service"})
-
-
-_NOT_YET = {"update-agentd.service", "update-agent-drain.socket", "update-agent-writer.socket"}
-"""Units of the daemon: there, but not started until machines have shown that it works."""
+    return sorted(names | {"systemd-networkd.service", "systemd-resolved.service"})
 
 
 def _settle(root: Path) -> None:

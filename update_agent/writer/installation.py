@@ -61,8 +61,8 @@ class Terms:
     """What the writer goes by, whoever asks."""
 
     slots: HostSlots
-    trusted: bytes
-    """The root that came with the system."""
+    trusted: Callable[[], bytes]
+    """Reads the root that came with the system. Raises HostError."""
     clock: Callable[[], datetime]
     gift_seconds: float = GIFT_SECONDS
 
@@ -83,7 +83,7 @@ class Installation:
         rules.want_product(slots.host, request.product)
         slots.pair()
         proven = slots.memory.proven(
-            self._terms.trusted,
+            self._terms.trusted(),
             self._evidence(),
             product=request.product,
             version=request.version,

@@ -12,7 +12,7 @@ from pathlib import Path
 from update_agent import cli
 from update_agent.core.version import Version
 from update_agent.errors import HostError
-from update_agent.host import identity, systemd
+from update_agent.host import config, identity, systemd
 from update_agent.host.root import read_root
 from update_agent.writer import memory
 from update_agent.writer.host import Host, this_host
@@ -20,7 +20,6 @@ from update_agent.writer.installation import Terms
 from update_agent.writer.server import Server, uid_of
 from update_agent.writer.slots import HostSlots
 
-ROOT = Path("/usr/share/update-agent/root.json")
 STATE = Path("/var/lib/update-agent-writer")
 USER = "update-agent"
 
@@ -54,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"who may ask, besides root (default: {USER})",
     )  # fmt: skip
     command.add_argument(
-        "--root", type=Path, default=ROOT, metavar="FILE",
-        help=f"the trusted root (default: {ROOT})",
+        "--root", type=Path, metavar="FILE",
+        help="the trusted root (default: what the settings say, update.root)",
     )  # fmt: skip
     command.add_argument(
         "--state", type=Path, default=STATE, metavar="FOLDER",
@@ -78,7 +77,7 @@ def serve(options: Namespace) -> int:
     with memory.opened(options.state) as known, _listening(options.listen) as sock:
         terms = Terms(
             slots=HostSlots(host, known),
-            trusted=read_root(options.root),
+            trusted=lambda: read_root(_root(options.root)),
             clock=lambda: datetime.now(UTC),
         )
         logging.getLogger(__name__).info(
@@ -87,6 +86,11 @@ def serve(options: Namespace) -> int:
         )  # fmt: skip
         Server(sock, terms, users=users, notifier=systemd.Notifier()).serve()
     return 0
+
+
+def _root(given: Path | None) -> Path:
+    """Return where the trusted root is: read anew each time, for only installations need it."""
+    return given or Path(config.settings().update.root)
 
 
 def _host(options: Namespace) -> Host:
