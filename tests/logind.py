@@ -34,8 +34,6 @@ class Logind:
             case "ListInhibitors":
                 rows = [list(it) for it in self.inhibitors]
                 return Message.new_method_return(message, "a(ssssuu)", [rows])
-            case "CanReboot":
-                return Message.new_method_return(message, "s", ["yes"])
             case "Reboot" if not self.may_reboot:
                 raise DBusError("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
             case "SetWallMessage" | "Reboot":

@@ -5,16 +5,19 @@ python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT]
 
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from tests.agent.fakes import HOST, IMMEDIATE, OFFER, Fakes, waiting
 from tests.bus import GROUP_ID
 from update_agent.agent import main
+from update_agent.agent.reboots import LocalReboots
 from update_agent.agent.repository import Repository
 from update_agent.agent.store import FileStore
 from update_agent.core.reason import Reason
 from update_agent.core.release import Host
 from update_agent.errors import UpdateAgentError
+from update_agent.host import login
 from update_agent.host.offer import Offer
 
 
@@ -41,6 +44,9 @@ def ask(repository: Repository, host: Host) -> Offer:
 def run(folder: Path) -> int:
     main.log_to_stderr()
     Repository.ask = ask  # type: ignore[assignment,method-assign]
+    main.LocalReboots = partial(  # type: ignore[assignment,attr-defined,misc]
+        LocalReboots, carry_out=lambda _: login.reboot("now")
+    )
     parts = main.Parts(
         host=HOST, settings=IMMEDIATE, store=FileStore(folder), slots=Slots(),
         group=GROUP_ID, folder=folder, patience=0.1,

@@ -24,6 +24,7 @@ from tests.agent.fakes import (
     play,
     waiting,
 )
+from update_agent.core import record
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Outcome
@@ -236,6 +237,27 @@ def test_without_a_repository_nothing_is_asked_by_itself() -> None:
     play(nothing, fakes, Settings())
 
     assert fakes.timer is None
+
+
+def test_a_host_that_never_asked_does_so_soon_after_its_boot() -> None:
+    async def story(case: Case) -> None:
+        assert case.fakes.timer
+        assert case.fakes.timer.seconds == 100  # half of a ninth of 30 minutes
+
+    play(story, Fakes())
+
+
+@pytest.mark.parametrize(("minutes_ago", "seconds"), [(10, 20 * 60), (45, 100), (-600, 30 * 60)])
+def test_a_daemon_that_begins_anew_goes_on_with_the_interval(
+    minutes_ago: int, seconds: float
+) -> None:
+    asked = START - timedelta(minutes=minutes_ago)
+
+    async def story(case: Case) -> None:
+        assert case.fakes.timer
+        assert case.fakes.timer.seconds == seconds
+
+    play(story, Fakes(kept=replace(record.fresh(START), checked=asked)))
 
 
 def test_checks_of_many_hosts_spread() -> None:

@@ -16,13 +16,13 @@ import pytest
 from tests.agent.fakes import IMMEDIATE
 from tests.bus import ROOT, Bus, bus
 from tests.logind import BACKUP, LATER, LID, Logind, on_bus
-from update_agent.agent.reboots import LocalReboots, drain_if_wanted
+from update_agent.agent.reboots import LocalReboots
 from update_agent.core.reason import Reason
 from update_agent.core.settings import Reboot, Settings, Strategy
 from update_agent.core.window import Window
-from update_agent.ctl import drain as program
+from update_agent.ctl import reboot as program
 from update_agent.errors import HostError
-from update_agent.host import drain, login, programs
+from update_agent.host import programs, reboot
 from update_agent.host.programs import ProgramError
 
 __all__ = ["bus"]
@@ -39,20 +39,15 @@ def logind(bus: Bus) -> Iterator[Logind]:
         yield played
 
 
-def nothing(_: float) -> None:
-    """Drain nothing."""
-
-
-def test_a_host_that_nobody_minds_reboots_and_those_logged_in_are_told(logind: Logind) -> None:
-    reboots = LocalReboots(IMMEDIATE, drained=nothing)
+def test_a_host_that_nobody_minds_reboots_in_the_time_that_is_set(logind: Logind) -> None:
+    del logind
+    limits: list[float] = []
+    reboots = LocalReboots(IMMEDIATE, carry_out=limits.append)
 
     assert reboots.ask(MONDAY, None, hurry=False) is None
     reboots.reboot()
 
-    assert logind.said == [
-        ("SetWallMessage", "An update of the operating system reboots this host now.", True),
-        ("Reboot", False),
-    ]
+    assert limits == [300.0]
 
 
 def test_outside_of_the_window_it_waits_until_that_opens(logind: Logind) -> None:
@@ -76,7 +71,8 @@ def test_an_open_window_and_a_hurry_let_it_go() -> None:
 @pytest.mark.parametrize("hurry", [False, True])
 def test_who_blocks_a_shutdown_is_respected_and_named(hurry: bool, logind: Logind) -> None:  # noqa: FBT001
     logind.inhibitors = [LATER, BACKUP, LID]
-    reboots = LocalReboots(IMMEDIATE, drained=nothing)
+    limits: list[float] = []
+    reboots = LocalReboots(IMMEDIATE, carry_out=limits.append)
 
     wait = reboots.ask(MONDAY, None, hurry=hurry)
 
@@ -85,7 +81,7 @@ def test_who_blocks_a_shutdown_is_respected_and_named(hurry: bool, logind: Login
     assert wait.sentence == "a reboot is blocked by backup: nightly dump (pid 4711)"
     with pytest.raises(HostError, match="blocked by backup: nightly dump"):
         reboots.reboot()
-    assert logind.said == []
+    assert limits == []
 
 
 def test_who_only_delays_a_shutdown_is_logind_s_to_wait_for(logind: Logind) -> None:
@@ -94,34 +90,13 @@ def test_who_only_delays_a_shutdown_is_logind_s_to_wait_for(logind: Logind) -> N
     assert LocalReboots(IMMEDIATE).ask(MONDAY, None, hurry=False) is None
 
 
-def test_a_host_that_cannot_be_drained_is_not_rebooted(logind: Logind) -> None:
-    def failed(limit: float) -> None:
-        raise HostError(f"10-containers failed after {limit:.0f} s")
-
-    with pytest.raises(HostError, match="10-containers failed after 300 s"):
-        LocalReboots(IMMEDIATE, drained=failed).reboot()
-    assert logind.said == []
-
-
-def test_a_reboot_that_logind_refuses_is_an_error(logind: Logind) -> None:
-    logind.may_reboot = False
-
-    with pytest.raises(HostError, match="Permission denied"):
-        LocalReboots(IMMEDIATE, drained=nothing).reboot()
-
-
 @pytest.mark.usefixtures("bus")
 def test_without_a_logind_nothing_is_rebooted() -> None:
     with pytest.raises(HostError, match=r"org\.freedesktop\.login1 is not on the system bus"):
         LocalReboots(IMMEDIATE).ask(MONDAY, None, hurry=False)
 
 
-@pytest.mark.usefixtures("logind")
-def test_logind_says_whether_it_would() -> None:
-    assert login.can_reboot()
-
-
-# Draining ----------------------------------------------------------------------------------------
+# By root ----------------------------------------------------------------------------------------
 
 
 def put(folder: Path, name: str, script: str, mode: int = 0o755) -> Path:
@@ -134,7 +109,7 @@ def put(folder: Path, name: str, script: str, mode: int = 0o755) -> Path:
 
 @dataclass
 class Systemd:
-    """Starts the drain's program for a connection, as systemd does."""
+    """Starts root's program for a connection, as systemd does."""
 
     path: Path
     folder: Path
@@ -148,7 +123,7 @@ class Systemd:
             with listener, listener.accept()[0] as connection:
                 subprocess.run(
                     [sys.executable, "-c",
-                     "import sys; from update_agent.ctl.drain import main; sys.exit(main())",
+                     "import sys; from update_agent.ctl.reboot import main; sys.exit(main())",
                      "--folder", str(self.folder)],
                     stdin=connection.fileno(), stdout=connection.fileno(),
                     stderr=subprocess.DEVNULL, check=False,
@@ -162,44 +137,70 @@ class Systemd:
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Systemd:
-    return Systemd(tmp_path / "drain.sock", tmp_path / "pre-reboot.d")
+    return Systemd(tmp_path / "reboot.sock", tmp_path / "pre-reboot.d")
 
 
-def test_a_host_is_drained_by_all_programs_in_their_order(systemd: Systemd, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [(), ("20-second", "10-first", ".hidden", "30-old~")])
+def test_a_host_is_drained_in_order_those_logged_in_are_told_and_it_reboots(
+    names: tuple[str, ...], systemd: Systemd, logind: Logind, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
-    for name in ("20-second", "10-first", ".hidden", "30-old~"):
+    log.touch()
+    for name in names:
         put(systemd.folder, name, f"echo {name} >> {log}")
     thread = systemd.accept_one()
 
-    drain_if_wanted(30, systemd.folder, systemd.path)
+    reboot.by_root(30, systemd.path)
 
     thread.join()
-    assert log.read_text().split() == ["10-first", "20-second"]
+    assert log.read_text().split() == (["10-first", "20-second"] if names else [])
+    assert logind.said == [
+        ("SetWallMessage", "An update of the operating system reboots this host now.", True),
+        ("Reboot", False),
+    ]
+
+
+def test_who_blocks_a_shutdown_while_the_host_is_drained_is_respected(
+    systemd: Systemd, logind: Logind
+) -> None:
+    logind.inhibitors = [BACKUP]
+    thread = systemd.accept_one()
+
+    with pytest.raises(HostError, match="blocked by backup: nightly dump"):
+        reboot.by_root(30, systemd.path)
+
+    thread.join()
+    assert logind.said == []
+
+
+def test_a_reboot_that_logind_refuses_is_an_error(systemd: Systemd, logind: Logind) -> None:
+    logind.may_reboot = False
+    thread = systemd.accept_one()
+
+    with pytest.raises(HostError, match="Permission denied"):
+        reboot.by_root(30, systemd.path)
+
+    thread.join()
 
 
 def test_a_program_that_fails_holds_the_reboot_back_with_what_it_said(
-    systemd: Systemd, tmp_path: Path
+    systemd: Systemd, logind: Logind, tmp_path: Path
 ) -> None:
     put(systemd.folder, "10-containers", "echo 'web-1 does not stop' >&2; exit 3")
     put(systemd.folder, "20-never", f"touch {tmp_path / 'never'}")
     thread = systemd.accept_one()
 
     with pytest.raises(HostError, match=r"10-containers failed \(3\): web-1 does not stop"):
-        drain_if_wanted(30, systemd.folder, systemd.path)
+        reboot.by_root(30, systemd.path)
 
     thread.join()
     assert not (tmp_path / "never").exists()
+    assert logind.said == []
 
 
-def test_without_programs_nobody_is_asked(tmp_path: Path) -> None:
-    drain_if_wanted(30, tmp_path / "none", tmp_path / "nobody.sock")
-
-
-def test_programs_that_nobody_can_run_hold_the_reboot_back(systemd: Systemd) -> None:
-    put(systemd.folder, "10-containers", "true")
-
-    with pytest.raises(HostError, match=r"cannot drain this host: .*drain\.sock: No such file"):
-        drain_if_wanted(30, systemd.folder, systemd.path)
+def test_a_host_where_nobody_listens_is_not_rebooted(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot have this host rebooted: .*: No such file"):
+        reboot.by_root(30, tmp_path / "nobody.sock")
 
 
 def test_all_programs_together_have_one_limit(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_what_is_not_executable_is_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"60", b"0\n", b"-1\n", b"1e9\n", b"999999\n", b"60\n;reboot\n", b"nan\n"]
 )
-def test_the_drain_takes_nothing_but_a_time(
+def test_it_takes_nothing_but_a_time(
     line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = put(tmp_path / "d", "10-ran", f"touch {tmp_path / 'ran'}")
@@ -244,13 +245,13 @@ def test_the_drain_takes_nothing_but_a_time(
 
 
 @pytest.mark.parametrize("said", [b"", b"[]", b"{}", b'{"error": null}', b"x" * 100_000])
-def test_a_drain_that_ends_without_an_answer_holds_the_reboot_back(said: bytes) -> None:
+def test_a_program_that_ends_without_an_answer_holds_the_reboot_back(said: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         thread = threading.Thread(target=lambda: _say(theirs, said))
         thread.start()
         with pytest.raises(HostError, match="ended without an answer"):
-            drain.ask(ours, 5)
+            reboot.ask(ours, 5)
         ours.close()
         thread.join()
 

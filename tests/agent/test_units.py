@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.bus import POLICY, ROOT
 from update_agent.agent.bus import GROUP
 from update_agent.agent.store import FOLDER
-from update_agent.host import bus, drain
+from update_agent.host import bus, reboot
 
 UNITS = ROOT / "systemd/system"
 DAEMON = UNITS / "update-agentd.service"
@@ -34,11 +34,11 @@ def test_the_sandbox_is_tight(figure: Callable[[str], None]) -> None:
     assert float(found[1]) <= 3.0
 
 
-def test_of_all_capabilities_it_has_the_one_with_which_logind_reboots() -> None:
+def test_it_has_no_capability() -> None:
     service = directives(DAEMON.name)["Service"]
 
-    assert service["CapabilityBoundingSet"] == "CAP_SYS_BOOT"
-    assert service["AmbientCapabilities"] == "CAP_SYS_BOOT"
+    assert service["CapabilityBoundingSet"] == ""
+    assert service["AmbientCapabilities"] == ""
     assert (service["User"], service["Group"]) == (GROUP, GROUP)
 
 
@@ -50,11 +50,11 @@ def test_every_line_of_the_sandbox_has_a_reason_above_it() -> None:
     assert [block for block in blocks if not block.startswith("#")] == []
 
 
-def test_only_the_daemon_can_have_the_host_drained() -> None:
-    socket = directives("update-agent-drain.socket")["Socket"]
+def test_only_the_daemon_can_have_the_host_rebooted() -> None:
+    socket = directives("update-agent-reboot.socket")["Socket"]
 
     assert (socket["SocketUser"], socket["SocketMode"]) == (GROUP, "0600")
-    assert socket["ListenStream"] == str(drain.SOCKET)
+    assert socket["ListenStream"] == str(reboot.SOCKET)
 
 
 def test_its_state_is_where_it_looks_for_it() -> None:

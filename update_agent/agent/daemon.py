@@ -100,6 +100,8 @@ class Daemon:
         self.record = await asyncio.to_thread(self._world.store.load, self._world.now())
         self._boot = await asyncio.to_thread(self._world.slots.boot)
         goal = self.record.attempt.goal if self.record.attempt else None
+        if self.settings.update.repository:
+            self.next_check = self._first_check()
         await self._look()
         await self.happened(lifecycle.awakened(goal, self._boot))
         self._schedule()
@@ -443,6 +445,16 @@ class Daemon:
         if wait and wait.until and now < wait.until < self.next_check:
             return wait.until
         return self.next_check
+
+    def _first_check(self) -> datetime:
+        """Return when to ask first: soon, or an interval after this host asked last.
+
+        Within a ninth of the interval: hosts that got their power back together are spread over it.
+        """
+        now = self._world.now()
+        soon: datetime = now + self.settings.update.interval / 9 * self._world.chance()
+        last = self.record.checked
+        return max(soon, min(last, now) + self._interval()) if last else soon
 
     def _interval(self) -> timedelta:
         """Return the time to the next check: a third more or less, so that hosts spread."""

@@ -1,23 +1,20 @@
 """When this host may reboot, and how: window, inhibitors, drain, a word to who is logged in.
 
-The daemon has no rights of its own for what drains a host, such as stopping containers. The
-programs in pre-reboot.d run as root, in a unit that systemd starts for each connection to a socket
-which only the daemon can open (``update-agent-drain.socket``); it sends the time limit and reads
+The daemon has no rights of its own for what drains a host, such as stopping containers, nor for
+rebooting it. Both are done as root, in a unit that systemd starts for each connection to a socket
+which only the daemon can open (``update-agent-reboot.socket``); it sends the time limit and reads
 what became of it.
 """
 
-import socket
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
 
 from update_agent.core import window
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Attempt
 from update_agent.core.settings import Settings
 from update_agent.errors import HostError
-from update_agent.host import drain, login, programs
-from update_agent.host.login import Inhibitor
+from update_agent.host import login, reboot
 
 
 class LocalReboots:
@@ -28,27 +25,26 @@ class LocalReboots:
         settings: Settings,
         *,
         address: str | None = None,
-        drained: Callable[[float], None] | None = None,
+        carry_out: Callable[[float], None] = reboot.by_root,
     ) -> None:
         self._settings = settings.reboot
         self._address = address
-        self._drained = drained or drain_if_wanted
+        self._carry_out = carry_out
 
     def ask(self, now: datetime, attempt: Attempt | None, *, hurry: bool) -> Wait | None:
         """Return why the host may not reboot now, or None. Raises HostError."""
         del attempt
         closed = None if hurry else _closed(self._settings.windows, now)
-        return closed or _inhibited(login.blockers(self._address))
+        return closed or _inhibited(login.held(login.blockers(self._address)))
 
     def give_back(self) -> None:
         """Nobody was asked."""
 
     def reboot(self) -> None:
         """Drain the host and reboot it. Raises HostError when somebody or something forbids it."""
-        if held := _inhibited(login.blockers(self._address)):
-            raise HostError(held.sentence, hint=held.ends)
-        self._drained(self._settings.drain.total_seconds())
-        login.reboot("An update of the operating system reboots this host now.", self._address)
+        if held := login.held(login.blockers(self._address)):
+            raise HostError(held, hint=login.HINT)
+        self._carry_out(self._settings.drain.total_seconds())
 
 
 def _closed(windows: Sequence[window.Window], now: datetime) -> Wait | None:
@@ -64,32 +60,5 @@ def _closed(windows: Sequence[window.Window], now: datetime) -> Wait | None:
     )
 
 
-def _inhibited(found: Sequence[Inhibitor]) -> Wait | None:
-    if not found:
-        return None
-    told = "; ".join(f"{it.who}: {it.why or 'no reason given'} (pid {it.pid})" for it in found)
-    return Wait(
-        reason=Reason.INHIBITED,
-        sentence=f"a reboot is blocked by {told}",
-        ends="whoever blocks it; see systemd-inhibit --list",
-    )
-
-
-def drain_if_wanted(
-    limit: float, folder: Path = programs.PRE_REBOOT, address: Path = drain.SOCKET
-) -> None:
-    """Have the programs in ``folder`` run, if there are any. Raises HostError."""
-    if not programs.listed(folder):
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(limit + drain.GRACE)
-            connection.connect(str(address))
-            drain.ask(connection, limit)
-    except TimeoutError as error:
-        raise HostError(f"draining this host took longer than {limit:.0f} s") from error
-    except OSError as error:
-        raise HostError(
-            f"cannot drain this host: {address}: {error.strerror}",
-            hint="systemctl status update-agent-drain.socket",
-        ) from error
+def _inhibited(held: str | None) -> Wait | None:
+    return Wait(reason=Reason.INHIBITED, sentence=held, ends=login.HINT) if held else None

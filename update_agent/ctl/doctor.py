@@ -18,10 +18,9 @@ from pathlib import Path
 from update_agent.core.settings import Settings
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
-from update_agent.host import config, identity, programs
+from update_agent.host import config, identity, programs, writer
 
 STATE = Path("/var/lib/update-agent")
-WRITER = Path("/run/update-agent/writer")
 SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 
 _ROOM = 64_000_000
@@ -57,7 +56,7 @@ class Host:
 
     settings: Settings
     state: Path = STATE
-    writer: Path = WRITER
+    writer: Path = writer.PATH
     health: Path = programs.HEALTH
     pre_reboot: Path = programs.PRE_REBOOT
     synchronized: Path = SYNCHRONIZED

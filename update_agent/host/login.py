@@ -1,11 +1,12 @@
 """logind, org.freedesktop.login1(5): who wants no reboot now, who is told, and the reboot itself.
 
-Called from threads; each call is a connection of its own. Whoever has CAP_SYS_BOOT is obeyed by
-logind even against those who block a shutdown, so it is the caller who respects them.
+Called from threads; each call is a connection of its own. Everybody may ask who blocks a shutdown.
+Without polkit only root may reboot (over the bus, logind knows no capabilities of its callers), and
+root is obeyed even against those who block it: it is the caller who respects them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from update_agent.host.bus import Connection
 NAME = "org.freedesktop.login1"
 PATH = "/org/freedesktop/login1"
 MANAGER = "org.freedesktop.login1.Manager"
+
+HINT = "whoever blocks it; see systemd-inhibit --list"
 
 T = TypeVar("T")
 
@@ -38,10 +41,12 @@ def blockers(address: str | None = None) -> list[Inhibitor]:
     ]
 
 
-def can_reboot(address: str | None = None) -> bool:
-    """Return whether logind would reboot the host for us. Raises HostError."""
-    (answer,) = _ask(address, "CanReboot")
-    return bool(answer == "yes")
+def held(found: Sequence[Inhibitor]) -> str | None:
+    """Return a sentence about who blocks a shutdown; None when nobody does."""
+    if not found:
+        return None
+    told = "; ".join(f"{it.who}: {it.why or 'no reason given'} (pid {it.pid})" for it in found)
+    return f"a reboot is blocked by {told}"
 
 
 def reboot(message: str, address: str | None = None) -> None:

@@ -22,7 +22,7 @@ LIBRARY = Path("usr/lib/update-agent/python")
 """Where update-agent and its wheels are on a host: out of the way of Debian's Python packages."""
 
 PROGRAMS = (
-    "update-agentd", "update-agent-writer", "update-agent-confirm", "update-agent-drain",
+    "update-agentd", "update-agent-writer", "update-agent-confirm", "update-agent-reboot",
     "update-agentctl", "update-agent-slots", "update-agent-firstboot",
 )  # fmt: skip
 """What a host needs of our programs; making and publishing releases happens elsewhere."""

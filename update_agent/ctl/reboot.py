@@ -1,0 +1,41 @@
+"""``update-agent-reboot``: drain and reboot the host as root, for the daemon, which is nobody.
+
+systemd starts it for each connection to ``update-agent-reboot.socket``, with the connection as its
+input and output. Words: ``host/reboot.py``. logind obeys root even against those who block a
+shutdown, so they are asked here once more, after the programs in pre-reboot.d have run.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from update_agent import cli
+from update_agent.errors import HostError
+from update_agent.host import login, programs, reboot
+
+_LINE = 64
+_MESSAGE = "An update of the operating system reboots this host now."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    command = cli.parser(
+        "update-agent-reboot",
+        "Run pre-reboot.d and reboot the host; for systemd, not for people.",
+    )
+    command.add_argument("--folder", type=Path, default=programs.PRE_REBOOT, metavar="FOLDER")
+    options = command.parse_args(argv)
+    ran: list[Path] = []
+    failed = None
+    try:
+        limit = reboot.read_limit(os.read(sys.stdin.fileno(), _LINE))
+        ran = programs.run_all(options.folder, limit)
+        if held := login.held(login.blockers()):
+            raise HostError(held, hint=login.HINT)  # noqa: TRY301  is answered like the others
+        login.reboot(_MESSAGE)
+    except HostError as error:
+        failed = error
+        cli.complain(command.prog, error)
+    os.write(sys.stdout.fileno(), reboot.answer(ran, failed))
+    return failed.exit_code if failed else 0

@@ -1,0 +1,77 @@
+"""How the daemon has root drain and reboot the host: the words over one connection.
+
+The daemon sends a line with the time limit of the programs in pre-reboot.d, in seconds. The other
+side runs them, asks logind to reboot, and answers with JSON: what it ran, or what failed. It takes
+nothing else from the daemon, so a daemon gone bad can have this host rebooted, and no more.
+"""
+
+import json
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from update_agent.errors import HostError
+
+SOCKET = Path("/run/update-agent/reboot.sock")
+GRACE = 60.0
+"""Seconds more than the limit until the answer must be there."""
+MAX_LIMIT = 24 * 3600.0
+
+_LINE = re.compile(rb"([0-9]{1,6}(?:\.[0-9]{1,3})?)\n")
+_MAX = 16 * 1024
+_LOOK = "journalctl -u 'update-agent-reboot@*'"
+
+
+def by_root(limit: float, address: Path = SOCKET) -> None:
+    """Have the host drained within ``limit`` seconds and rebooted. Returns when it is on its way.
+
+    Raises HostError with what forbids it.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(limit + GRACE)
+            connection.connect(str(address))
+            ask(connection, limit)
+    except TimeoutError as error:
+        raise HostError(f"draining this host took longer than {limit:.0f} s", hint=_LOOK) from error
+    except OSError as error:
+        raise HostError(
+            f"cannot have this host rebooted: {address}: {error.strerror}",
+            hint="systemctl status update-agent-reboot.socket",
+        ) from error
+
+
+def ask(connection: socket.socket, limit: float) -> list[str]:
+    """Return the programs that were run. Raises HostError with what failed, OSError."""
+    connection.sendall(f"{limit:.3f}\n".encode())
+    connection.shutdown(socket.SHUT_WR)
+    data = b""
+    while len(data) <= _MAX and (more := connection.recv(_MAX)):
+        data += more
+    try:
+        answer = json.loads(data)
+        error, ran = answer["error"], [str(it) for it in answer["ran"]]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise HostError("the reboot ended without an answer", hint=_LOOK) from problem
+    if error is not None:
+        raise HostError(str(error), hint=answer.get("hint"))
+    return ran
+
+
+def read_limit(data: bytes) -> float:
+    """Return the time limit that was asked for. Raises HostError."""
+    found = _LINE.fullmatch(data)
+    if not found or not 0 < float(found[1]) <= MAX_LIMIT:
+        raise HostError(f"{data[:40]!r} is no time limit")
+    return float(found[1])
+
+
+def answer(ran: Sequence[Path], error: HostError | None) -> bytes:
+    """Return what ``ask`` reads."""
+    said = {
+        "ran": [str(path) for path in ran],
+        "error": str(error) if error else None,
+        "hint": error.hint if error else None,
+    }
+    return json.dumps(said).encode()
