@@ -44,7 +44,7 @@ def ask(repository: Repository, host: Host) -> Offer:
 def run(folder: Path) -> int:
     main.log_to_stderr()
     Repository.ask = ask  # type: ignore[assignment,method-assign]
-    main.LocalReboots = partial(  # type: ignore[assignment,attr-defined,misc]
+    main.LocalReboots = partial(  # type: ignore[assignment,attr-defined]
         LocalReboots, carry_out=lambda _: login.reboot("now")
     )
     parts = main.Parts(
