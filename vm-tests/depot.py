@@ -81,12 +81,12 @@ class Depot:
             raise DepotError(f"update-publish {' '.join(words)}: {complaint.getvalue()}")
         return said.getvalue()
 
-    def add(self, image: Path, version: str, *deltas: str) -> None:
-        """Publish a release, with delta payloads from these versions or images."""
+    def add(self, image: Path, version: str, *deltas: str, level: int | None = None) -> None:
+        """Publish a release, with delta payloads from these versions; ``level`` is zstd's."""
         froms = [word for old in deltas or ("none",) for word in ("--from", str(old))]
-        self.publish(
-            "release", "add", str(image), "--product", PRODUCT, "--version", version, *froms
-        )
+        levels = ["--level", str(level)] if level else []
+        names = ["--product", PRODUCT, "--version", version]
+        self.publish("release", "add", str(image), *names, *froms, *levels)
 
     def promote(self, version: str, *words: str) -> None:
         """Offer a release to every host of the channel, at once."""

@@ -11,6 +11,7 @@ from update_agent.core.release import Release
 from update_agent.core.trust import RELEASES
 from update_agent.core.version import Version
 from update_agent.publish import channels, releases, verbs
+from update_agent.publish.payload import DELTA_LEVEL, LEVEL
 from update_agent.publish.repository import RepositoryError
 
 _LAST = 3
@@ -40,6 +41,9 @@ def add_verbs(verb: ArgumentParser) -> None:
                      "%(default)s)")  # fmt: skip
     add.add_argument("--minimum-version", type=verbs.version, metavar="VERSION",
                      help="hosts below this take another release first")  # fmt: skip
+    add.add_argument("--level", type=int, choices=range(1, 23), metavar="1-22",
+                     help=f"of zstd (default: {LEVEL} for full payloads, {DELTA_LEVEL} for "
+                     "deltas)")  # fmt: skip
     add.set_defaults(run=run_add)
     listing = actions.add_parser("list", help="show all releases")
     verbs.add_options(listing, keys=False)
@@ -98,6 +102,7 @@ def run_add(options: Namespace) -> int:
             architecture=options.architecture,
             sources=sources,
             minimum_version=options.minimum_version,
+            level=options.level,
             progress=bars,
         )
     plain = {**_plain(added.release), "new_payloads": added.new_payloads}

@@ -71,11 +71,13 @@ def add(
     architecture: str,
     sources: Sequence[Path | Version] = (),
     minimum_version: Version | None = None,
+    level: int | None = None,
     progress: Progress,
 ) -> Added:
     """Add a release made of ``image``, with a delta for hosts with each of ``sources``.
 
-    A source is a release in the repository, or the image of one. Raises ReleaseError, HostError.
+    A source is a release in the repository, or the image of one; ``level`` is zstd's. Raises
+    ReleaseError, HostError.
     """
     repository.want()
     with open_device(image) as device:
@@ -85,7 +87,7 @@ def add(
     _want_possible(repository, product, version, known, wish)
     payloads = _by_source(known)
     with _workplace(repository) as folder:
-        work = _Work(repository, product, folder, progress)
+        work = _Work(repository, product, folder, level, progress)
         for source in (None, *sources):
             old = work.source(source) if source else None
             if old and old.source.root_hash == root_hash:
@@ -230,6 +232,7 @@ class _Work:
     repository: Repository
     product: str
     folder: Path
+    level: int | None
     progress: Progress
 
     def payload(self, version: Version, image: Path, old: _Old | None) -> PayloadReference:
@@ -237,8 +240,9 @@ class _Work:
         what = f"{version} from {old.source.version}" if old else f"{version}"
         self.progress.begin(what, image.stat().st_size)
         made = making.make(
-            image, self.folder, source=old.image if old else None, progress=self.progress.advance
-        )
+            image, self.folder, source=old.image if old else None, level=self.level,
+            progress=self.progress.advance,
+        )  # fmt: skip
         data = made.index.read_bytes()
         index = payload.decode(data)
         reference = PayloadReference(
