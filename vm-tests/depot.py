@@ -72,11 +72,17 @@ class Depot:
         return f"http://{HOST}:{self.port}"
 
     def publish(self, *words: str) -> str:
-        """Run ``update-publish``; return what it printed."""
-        where = ["--repository", str(self.www), "--keys", str(self.folder / "keys"), "--json"]
+        """Run ``update-publish`` with all keys; return what it printed."""
+        return self.ask(*words, "--keys", str(self.folder / "keys"))
+
+    def ask(self, *words: str) -> str:
+        """Run an ``update-publish`` that needs no keys; return what it printed."""
         said, complaint = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaint):
-            code = main([*words, *where])
+            try:
+                code: object = main([*words, "--repository", str(self.www), "--json"])
+            except SystemExit as wrong_usage:
+                code = wrong_usage.code
         if code != 0:
             raise DepotError(f"update-publish {' '.join(words)}: {complaint.getvalue()}")
         return said.getvalue()
@@ -104,16 +110,26 @@ class Depot:
     @contextmanager
     def served(self) -> Iterator[None]:
         """Serve the repository, until the end."""
+        process = self.start()
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Serve the repository, in the background; the process is in ``nginx/pid`` as well."""
         work = self.folder / "nginx"
         work.mkdir(exist_ok=True)
         config = work / "nginx.conf"
         config.write_text(_CONFIG.format(folder=work, www=self.www, port=self.port))
-        with subprocess.Popen(["nginx", "-c", str(config), "-p", str(work)]) as process:
-            try:
-                self._wait_until_served(process)
-                yield
-            finally:
-                process.terminate()
+        with (work / "said.log").open("ab") as said:
+            process = subprocess.Popen(
+                ["nginx", "-c", str(config), "-p", str(work)],
+                stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
+            )  # fmt: skip
+        self._wait_until_served(process)
+        return process
 
     def _wait_until_served(self, process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + _PATIENCE

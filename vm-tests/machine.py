@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -124,8 +124,6 @@ class Machine:
     """Settings by their name (``hostname``); the ssh key is added."""
     throttle: Throttle = field(default_factory=Throttle)
     network: Network | None = None
-    more_disks: Sequence[Path] = ()
-    """Read-only disks beside the first one: /dev/vdb and on."""
     lines: list[Line] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -257,12 +255,8 @@ class Machine:
             "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off",
             "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}",
             "-drive", f"if=pflash,unit=1,format=qcow2,file={self._variables}",
-            "-drive", f"if=virtio,format=qcow2,file={self.layer}{self.throttle.options()}",
-            *(
-                word
-                for disk in self.more_disks
-                for word in ("-drive", f"if=virtio,format=raw,readonly=on,file={disk}")
-            ),
+            "-drive", f"if=none,id=disk,format=qcow2,file={self.layer}{self.throttle.options()}",
+            "-device", "virtio-blk-pci,drive=disk,bootindex=1",  # and firmware tries no network
             "-netdev", f"user,id=outside,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
             "-device", f"virtio-net-pci,netdev=outside,mac=52:54:00:78:00:{self.number:02x}",
             *(self.network.options(self.number) if self.network else []),
@@ -284,7 +278,7 @@ class Machine:
         process.wait()
         if self._reader is not None:
             self._reader.join()
-        self._forget_ssh()
+        self.forget_ssh()
         self._process = None
 
     # The serial console --------------------------------------------------------------------------
@@ -336,6 +330,18 @@ class Machine:
             said = f"{done.stdout}{done.stderr}".strip()
             raise MachineError(f"{self.name}: {command!r} failed ({done.returncode}): {said}")
         return done.stdout
+
+    def lines_of(self, command: str) -> Generator[str]:
+        """Yield the lines that a command prints, until it ends or the connection does."""
+        with subprocess.Popen(
+            [*self.ssh_command(), command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            try:
+                yield from process.stdout
+            finally:
+                process.terminate()
 
     def fails(self, command: str, *, timeout: float = 120) -> str:
         """Run a command that must fail; return what it said of it."""
@@ -414,7 +420,7 @@ class Machine:
             done.stderr.decode(errors="replace"),
         )
 
-    def _forget_ssh(self) -> None:
+    def forget_ssh(self) -> None:
         """End the shared connection, which leads to a machine that is no more."""
         if self._control.exists():
             command = [*self.ssh_command()[:-1], "-O", "exit", "core@127.0.0.1"]
@@ -429,7 +435,7 @@ class Machine:
     def load(self, name: str) -> None:
         """Go back to what was kept: disk, memory and all. A second or two instead of a boot."""
         self._monitor(f"loadvm {name}")
-        self._forget_ssh()
+        self.forget_ssh()
 
     def _monitor(self, command: str) -> None:
         said = self.qmp("human-monitor-command", {"command-line": command})

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from machine import Key, Machine, MachineError, Network
@@ -63,32 +63,32 @@ def up(options: Namespace) -> int:
     HOME.mkdir(parents=True, exist_ok=True)
     tell = teller()
     workshop = Workshop(folder=HOME, tell=tell)
-    image = options.image or _kept(HOME / "os.img", lambda: workshop.release("1.0.0"))
-    disk = _kept(HOME / "os.disk", lambda: workshop.disk(image))
+    image = options.image or kept(HOME / "os.img", lambda: workshop.release("1.0.0"))
+    disk = kept(HOME / "os.disk", lambda: workshop.disk(image))
     started = []
     for number in range(1, options.count + 1):
-        machine = _machine(number, disk, options.memory)
-        if _process(machine.folder):
-            print(f"{machine.name} runs already")
+        made = machine(number, disk, options.memory)
+        if _process(made.folder / "pid", made.folder):
+            print(f"{made.name} runs already")
             continue
-        machine.power_on()
-        tell(f"{machine.name} is starting; its console: {machine.serial_log}")
-        started.append(machine)
-    for machine in started:
+        made.power_on()
+        tell(f"{made.name} is starting; its console: {made.serial_log}")
+        started.append(made)
+    for made in started:
         try:
-            machine.wait_until_up()
+            made.wait_until_up()
             if options.count > 1:
-                machine.join_network()
+                made.join_network()
         except MachineError as error:
             raise HostError(str(error)) from error
-        tell(f"{machine.name} is up: vm-tests/vm ssh {machine.name}")
+        tell(f"{made.name} is up: vm-tests/vm ssh {made.name}")
     return 0
 
 
 def ssh(options: Namespace) -> int:
     """Become ssh."""
-    machine = _named(options.name)
-    os.execvp("ssh", [*machine.ssh_command(), *options.words])  # noqa: S606  words of our own
+    found = _named(options.name)
+    os.execvp("ssh", [*found.ssh_command(), *options.words])  # noqa: S606  words of our own
 
 
 def status(_: Namespace) -> int:
@@ -96,35 +96,51 @@ def status(_: Namespace) -> int:
     machines = list(_all())
     if not machines:
         print("no machines; 'vm-tests/vm up' starts one")
-    for machine in machines:
-        process = _process(machine.folder)
+    for found in machines:
+        process = _process(found.folder / "pid", found.folder)
         state = f"runs (process {process})" if process else "off"
-        print(f"{machine.name:8} {state:24} ssh port {machine.ssh_port}, {machine.address}")
+        print(f"{found.name:8} {state:24} ssh port {found.ssh_port}, {found.address}")
     return 0
 
 
 def down(options: Namespace) -> int:
     """Cut the power of every machine."""
-    for machine in _all():
-        process = _process(machine.folder)
-        if process:
-            os.kill(process, signal.SIGKILL)
-            print(f"{machine.name} is off")
+    for found in _all():
+        if _killed(found.folder / "pid", found.folder):
+            print(f"{found.name} is off")
         if options.remove:
-            shutil.rmtree(machine.folder)
+            shutil.rmtree(found.folder)
+    stop_server()
     if options.remove:
         (HOME / "os.disk").unlink(missing_ok=True)
     return 0
 
 
-def _kept(path: Path, make: Callable[[], Path]) -> Path:
+def forget(name: str) -> None:
+    """Cut the power of a machine, and forget it."""
+    folder = HOME / name
+    _killed(folder / "pid", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_server() -> None:
+    """End the web server of ``vm-tests/try``, if it runs."""
+    for work in HOME.glob("try-*/depot/nginx"):
+        if _killed(work / "pid", work):
+            print("the web server is off")
+
+
+def kept(path: Path, make: Callable[[], Path]) -> Path:
     """Return ``path``; what ``make`` returns becomes it when it isn't there."""
     if not path.exists():
         make().rename(path)
     return path
 
 
-def _machine(number: int, disk: Path, memory: int = 1024) -> Machine:
+def machine(
+    number: int, disk: Path, memory: int = 1024, credentials: Mapping[str, str] | None = None
+) -> Machine:
+    """Return the machine with this number."""
     name = f"host{number}"
     return Machine(
         disk=disk,
@@ -134,26 +150,35 @@ def _machine(number: int, disk: Path, memory: int = 1024) -> Machine:
         number=number,
         ssh_port=FIRST_PORT + number - 1,
         memory=memory,
+        credentials=credentials or {},
         network=NETWORK,
     )
 
 
 def _all() -> Iterator[Machine]:
     for folder in sorted(HOME.glob("host*")):
-        yield _machine(int(folder.name.removeprefix("host")), HOME / "os.disk")
+        yield machine(int(folder.name.removeprefix("host")), HOME / "os.disk")
 
 
 def _named(name: str) -> Machine:
-    for machine in _all():
-        if machine.name == name and _process(machine.folder):
-            return machine
+    for found in _all():
+        if found.name == name and _process(found.folder / "pid", found.folder):
+            return found
     raise HostError(f"no machine {name} runs", hint="vm-tests/vm status; vm-tests/vm up")
 
 
-def _process(folder: Path) -> int | None:
-    """Return the process of the machine in ``folder``, if it is really that one."""
+def _killed(file: Path, folder: Path) -> bool:
+    """Kill the process whose number is in ``file``; return whether there was one."""
+    process = _process(file, folder)
+    if process:
+        os.kill(process, signal.SIGKILL)
+    return process is not None
+
+
+def _process(file: Path, folder: Path) -> int | None:
+    """Return the process whose number is in ``file``, if it is really one with this folder."""
     try:
-        process = int((folder / "pid").read_text())
+        process = int(file.read_text())
         command = Path(f"/proc/{process}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None
