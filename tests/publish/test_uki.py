@@ -6,6 +6,7 @@ import pytest
 
 from tests.disks import tool
 from tests.images import Tree, noise, write_tree
+from tests.publish.published import publish
 from update_agent.core import slot_image
 from update_agent.errors import HostError, ReleaseError
 from update_agent.publish import uki
@@ -104,3 +105,31 @@ def test_a_kernel_that_names_another_root_is_refused(
     with pytest.raises(ReleaseError, match=rf"^the kernel's command line has ua.roothash={named}"):
         sealed(line, tmp_path)
     assert not (tmp_path / "slot.img").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("IMAGE_ID=os\nIMAGE_VERSION=1.0.0\n", None),
+        ("", None),
+        ("IMAGE_ID=os\nIMAGE_VERSION=1.0.1\n", "says IMAGE_VERSION=1.0.1, wanted 1.0.0"),
+        ("IMAGE_ID=other\nIMAGE_VERSION=1.0.0\n", "says IMAGE_ID=other, wanted os"),
+        ("ID=debian\n", "says IMAGE_ID=None, wanted os"),
+    ],
+)
+def test_an_image_that_calls_itself_otherwise_is_not_published(
+    said: str, message: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hosts would install it, see that they run something older, and install it again."""
+    linux = tmp_path / "linux.efi"
+    linux.write_bytes(
+        uki.make(STUB.read_bytes(), {".osrel": said.encode(), ".cmdline": OPEN, ".linux": b"L"})
+    )
+    seal(write_tree(SMALL, tmp_path / "root"), linux, tmp_path / "os.img")
+    assert publish(tmp_path, "init", "--json") == 0
+
+    words = ["--product", "os", "--version", "1.0.0", "--json"]
+    code = publish(tmp_path, "release", "add", str(tmp_path / "os.img"), *words)
+
+    assert code == (4 if message else 0)
+    assert (message or "") in capsys.readouterr().err

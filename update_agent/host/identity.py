@@ -13,14 +13,19 @@ MACHINE_ID = Path("/etc/machine-id")
 
 def os_release(path: Path = OS_RELEASE) -> dict[str, str]:
     """Return the assignments in os-release(5). Raises HostError."""
+    return assignments(_read(path), path)
+
+
+def assignments(text: str, where: object) -> dict[str, str]:
+    """Return the assignments in ``text``, as os-release(5) has them. Raises HostError."""
     found = {}
-    for line in _read(path).splitlines():
+    for line in text.splitlines():
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             try:
                 found[key] = "".join(shlex.split(value))
             except ValueError as error:
-                raise HostError(f"{path}: {line!r} cannot be read: {error}") from error
+                raise HostError(f"{where}: {line!r} cannot be read: {error}") from error
     return found
 
 

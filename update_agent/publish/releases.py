@@ -18,14 +18,16 @@ from typing import Any, Protocol
 from tuf.api.metadata import Targets
 
 from update_agent.core import document, payload, release
+from update_agent.core.chunking import BLOCK
 from update_agent.core.payload import Index
 from update_agent.core.release import PayloadReference, Release, Source
 from update_agent.core.trust import RELEASES
 from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError
-from update_agent.host import files, install, slot
-from update_agent.host.device import open_device
+from update_agent.host import files, identity, install, slot
+from update_agent.host.device import Device, open_device
 from update_agent.publish import payload as making
+from update_agent.publish import uki
 from update_agent.publish.repository import Committed, Repository, RepositoryError
 
 WITHDRAWN = "x-withdrawn"
@@ -82,6 +84,7 @@ def add(
     repository.want()
     with open_device(image) as device:
         size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
+        _want_named(device, product, version)
     known = find(repository, product, version)
     wish = _Wish(architecture, root_hash, minimum_version)
     _want_possible(repository, product, version, known, wish)
@@ -212,6 +215,22 @@ def _want_possible(
             f" {known.minimum_version or 'any version'}; that cannot change",
             hint="a floor in the channel can: update-publish channel floors",
         )
+
+
+def _want_named(device: Device, product: str, version: Version) -> None:
+    """Hold that the system says of itself what is said of it here; else hosts install it for ever.
+
+    A kernel that carries no os-release says nothing.
+    """
+    parts = slot.layout(device)
+    kernel = device.read(parts.kernel_offset + BLOCK, parts.kernel_region_size - BLOCK)
+    said = identity.assignments(uki.os_release(kernel), device.path)
+    for name, wanted in (("IMAGE_ID", product), ("IMAGE_VERSION", str(version))):
+        if said and said.get(name) != wanted:
+            raise RepositoryError(
+                f"the system in {device.path} says {name}={said.get(name)}, wanted {wanted}",
+                hint="publish it under its own name, or build it with the right one",
+            )
 
 
 # Payloads ----------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ def name_root(kernel: bytes, root_hash: str) -> bytes:
     return kernel
 
 
+def os_release(kernel: bytes) -> str:
+    """Return the os-release of the system that ``kernel`` starts; empty where it has none."""
+    place = _section(kernel, b".osrel")
+    return kernel[place].decode(errors="replace") if place else ""
+
+
 def _section(kernel: bytes, name: bytes) -> slice | None:
     """Return where the content of a section stands; None if this is no PE file."""
     headers = _headers(kernel)
