@@ -69,7 +69,7 @@ class SharedDisk:
 
     def __init__(self, *, bandwidth: float = 50e6, overhead: float = 0.0001, seed: int = 1) -> None:
         self._bandwidth, self._overhead = bandwidth, overhead
-        self._chance = random.Random(seed)
+        self._chance = random.Random(seed)  # noqa: S311 - must repeat
         self._free_at = 0.0
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._number = 0
@@ -110,9 +110,7 @@ class SharedDisk:
             ticks.append(Tick(at=begin, rate=rate, moved=moved, waited=waited))
             if self._pace and self._bucket:
                 self._pace = self._pace.step(waited, moved=moved, seconds=TICK)
-                self._bucket = replace(
-                    self._bucket, rate=self._pace.rate, burst=self._pace.piece
-                )
+                self._bucket = replace(self._bucket, rate=self._pace.rate, burst=self._pace.piece)
         return Run(ticks=ticks, syncs=self._syncs)
 
     def _at(self, when: float, act: Callable[[float], None]) -> None:
