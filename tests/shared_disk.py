@@ -134,7 +134,7 @@ class SharedDisk:
 
     def _write(self, now: float) -> None:
         assert self._pace
-        size = self._pace.piece if self._bucket else 2**17
+        size = self._pace.piece if self._bucket else 2**20
         wait = 0.0
         if self._bucket:
             self._bucket, wait = self._bucket.take(size, now)

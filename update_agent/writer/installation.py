@@ -109,7 +109,12 @@ class Installation:
         ):
             self._log.info("slot %s is retired and will be written", pair.other.name)
             report, reference = self._write(
-                proven.release, governor.paced(device), governor.paced(booted), governor
+                _Task(
+                    release=proven.release,
+                    target=governor.paced(device),
+                    booted=governor.paced(booted),
+                    governor=governor,
+                )
             )
             verified = self._verified(proven.release, pair)
             slots.memory.remember(verified)
@@ -162,27 +167,19 @@ class Installation:
 
     # Writing -------------------------------------------------------------------------------------
 
-    def _write(
-        self, release: Release, device: Device, booted: Device, governor: Governor
-    ) -> tuple[install.Report, PayloadReference]:
-        *deltas, full = _payloads(release, booted)
+    def _write(self, task: "_Task") -> tuple[install.Report, PayloadReference]:
+        *deltas, full = _payloads(task.release, task.booted)
         for reference in deltas:
             try:
-                report = self._write_payload(release, reference, device, booted, governor)
+                report = self._write_payload(task, reference)
             except SourceError as error:
                 self._log.warning("the delta payload cannot be used: %s", error)
             else:
                 return report, reference
-        return self._write_payload(release, full, device, booted, governor), full
+        return self._write_payload(task, full), full
 
-    def _write_payload(
-        self,
-        release: Release,
-        reference: PayloadReference,
-        device: Device,
-        booted: Device,
-        governor: Governor,
-    ) -> install.Report:
+    def _write_payload(self, task: "_Task", reference: PayloadReference) -> install.Report:
+        release = task.release
         index = payload.decode(self._index(reference))
         if index.root_hash.hex() != release.root_hash or index.image_size != release.image_size:
             raise ImageError(
@@ -190,16 +187,16 @@ class Installation:
                 f" {index.root_hash.hex()}, the release has {release.image_size} and"
                 f" {release.root_hash}"
             )
-        progress = _Progress(self._connection, release, index.image_size, governor)
+        progress = _Progress(self._connection, task, index.image_size)
         source = install.Source(
             name=reference.index_sha256,
             index=index,
             blob=_Blob(self._connection, self._terms.gift_seconds, self._log),
         )
         return install.install(
-            _Counted(device, progress.read_target),
+            _Counted(task.target, progress.read_target),
             [source],
-            booted=_Counted(booted, progress.read_booted),
+            booted=_Counted(task.booted, progress.read_booted),
             booted_index=None,
             progress=progress,
         )
@@ -216,6 +213,16 @@ class Installation:
         found = bytes(data)
         trust.index(found, reference)
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """A release, and the slots that it is made from and written to, both at the host's pace."""
+
+    release: Release
+    target: Device
+    booted: Device
+    governor: Governor
 
 
 def _payloads(release: Release, booted: Device) -> Iterator[PayloadReference]:
@@ -326,12 +333,10 @@ class _Progress:
     Called by all threads that work. What it raises ends the work.
     """
 
-    def __init__(
-        self, connection: Connection, release: Release, image_size: int, governor: Governor
-    ) -> None:
+    def __init__(self, connection: Connection, task: _Task, image_size: int) -> None:
         self._connection = connection
-        self._governor = governor
-        self._full = release.full
+        self._governor = task.governor
+        self._full = task.release.full
         self._lock = threading.Lock()
         self._now = Progress(step="look", done=0, size=image_size)
         self._shown = 0.0
