@@ -163,7 +163,7 @@ def test_only_one_piece_is_on_its_way_at_a_time(disk: Path, groups: Cgroups, clo
         for thread in threads:
             thread.join()
 
-    assert at_once == [1] * 64
+    assert at_once == [1] * 8
 
 
 # The host waits ----------------------------------------------------------------------------------
