@@ -22,10 +22,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cgroups import Cgroups
 from tests.disks import ESP_TYPE, SLOT_TYPE, Entry, flags, healthy
 from tests.images import Releases, releases
 from update_agent.core import release as documents
 from update_agent.core.release import PayloadReference, Release
+from update_agent.core.settings import Bytes, Limits
 from update_agent.core.slot import Slots, attempts, from_table
 from update_agent.core.trust import Evidence
 from update_agent.core.version import Version
@@ -238,6 +240,11 @@ class World:
     host: Host
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     patience: Patience = field(default_factory=Patience)
+    limits: Limits = field(default_factory=lambda: Limits(floor=Bytes(10**12)))
+    """None, unless they are the subject."""
+
+    def __post_init__(self) -> None:
+        self.cgroups = Cgroups(self.folder / "cgroup")
 
     @property
     def address(self) -> Path:
@@ -308,6 +315,8 @@ class World:
             slots=HostSlots(self.host, known),
             trusted=self.fleet.root.read_bytes,
             clock=lambda: self.now,
+            limits=lambda: self.limits,
+            cgroups=self.cgroups.root,
             gift_seconds=ENOUGH,
         )
 
@@ -330,14 +339,18 @@ class World:
 
     @contextmanager
     def program(self, *words: str) -> Iterator["subprocess.Popen[str]"]:
-        """Run the writer as it is installed, and end it by SIGKILL."""
+        """Run the writer as it is installed, without limits, and end it by SIGKILL."""
         self.address.unlink(missing_ok=True)
+        settings = self.folder / "settings"
+        settings.mkdir(exist_ok=True)
+        (settings / "limits.toml").write_text('[limits]\nfloor = "900G"\n')
         process = subprocess.Popen(
             [
                 Path(sys.executable).with_name("update-agent-writer"),
                 "--listen", self.address, "--disk", self.host.disk, "--booted", "2",
                 "--product", "os", "--running", str(self.host.version),
-                "--root", self.fleet.root, "--state", self.state, "--user", "nobody", *words,
+                "--root", self.fleet.root, "--state", self.state, "--user", "nobody",
+                "--settings", settings, *words,
             ],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip

@@ -274,7 +274,13 @@ class Leaving:
 class Web:
     """Serves ``files`` by path on a port of its own, from entering to leaving."""
 
-    def __init__(self, files: Mapping[str, bytes], *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        tls: ssl.SSLContext | None = None,
+        family: socket.AddressFamily = socket.AF_INET,
+    ) -> None:
         self.files = dict(files)
         self.faults: deque[Fault] = deque()
         self.always: Fault = Fine()
@@ -285,7 +291,8 @@ class Web:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        self._listener = socket.create_server((loopback, 0), family=family, backlog=64)
         self.port: int = self._listener.getsockname()[1]
 
     def url(self, path: str = "/blob", host: str = "127.0.0.1") -> str:

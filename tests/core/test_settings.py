@@ -68,6 +68,7 @@ def test_each_value_is_shown_as_one_would_write_it_with_its_file() -> None:
          "known: update, network, reboot, trial, limits"),
         ({"limits": 3}, "limits is a value, wanted [limits]", None),
         ({"limits": {"floor": "2X"}}, "limits.floor: '2X' is no amount of bytes", None),
+        ({"limits": {"floor": "0M"}}, "limits.floor: 0 bytes would take for ever", None),
         ({"limits": {"floor": 2}}, "limits.floor: expected a text, got 2", None),
         ({"limits": {"pressure": 0}}, "limits.pressure: Expected `int` >= 1", None),
         ({"reboot": {"strategy": "now"}}, "reboot.strategy: Invalid enum value 'now'", None),

@@ -55,7 +55,7 @@ SAID: list[Message] = [
     Planned(fetch=1, write=2, copy=3, keep=4, saved=5),
     Want(ranges=((0, 1), (2, 3)), more=True),
     Distrust(ranges=()),
-    Progress(step="read back", done=1, size=2),
+    Progress(step="read back", done=1, size=2, throttled_by="the host's work"),
     Installed(verified=VERIFIED, payload=HASH, fetched=1, saved=2, written=3,
               milliseconds={"look": 7}, peak_memory=9),
     Failed(family="release", kind="UntrustedError", message="no", hint=None),

@@ -12,6 +12,7 @@ import pytest
 
 from tests.agent.stage import Stage, fakes, stage
 from tests.bus import bus
+from tests.cgroups import Cgroups
 from tests.ctl.test_offer import fleet, published, releases, web
 from tests.web import Web
 from update_agent.core.settings import Reboot, Settings, Update
@@ -20,7 +21,7 @@ from update_agent.ctl import doctor
 from update_agent.ctl.doctor import CHECKS, Finding, Host, Level, looked
 from update_agent.ctl.main import main
 from update_agent.errors import HostError
-from update_agent.host import identity
+from update_agent.host import cgroup, identity
 
 __all__ = ["bus", "fakes", "fleet", "published", "releases", "stage", "web"]
 
@@ -36,6 +37,7 @@ def host(tmp_path: Path) -> Host:
         health=tmp_path / "health.d",
         pre_reboot=tmp_path / "pre-reboot.d",
         synchronized=tmp_path / "synchronized",
+        cgroups=tmp_path / "cgroup",
     )
 
 
@@ -138,6 +140,27 @@ def test_a_writer_that_listens_answers(host: Host) -> None:
         listener.bind(str(host.writer))
         listener.listen()
         assert only("writer", host).level is Level.OK
+
+
+def test_a_host_whose_disk_can_be_shared_has_the_io_controller_and_pressure(host: Host) -> None:
+    groups = Cgroups(host.cgroups)
+    assert [it.level for it in found("limits", host)] == [Level.OK, Level.OK]
+
+    (groups.root / cgroup.SLICE / "io.max").unlink()
+    groups.vanish("system.slice")
+
+    controller, pressure = found("limits", host)
+    assert (controller.level, pressure.level) == (Level.WARNING, Level.WARNING)
+    assert "no io controller" in controller.text
+    assert "updates have one speed" in pressure.text
+    assert pressure.hint == "boot with psi=1 on the kernel's command line"
+
+
+def test_a_host_without_control_groups_is_told_which_are_wanted(host: Host) -> None:
+    controller, pressure = found("limits", host)
+
+    assert (controller.level, pressure.level) == (Level.WARNING, Level.WARNING)
+    assert "cgroup v2" in f"{pressure.hint}"
 
 
 def test_a_program_that_nobody_can_run_is_a_problem(host: Host) -> None:

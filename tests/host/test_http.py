@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -476,6 +477,14 @@ def test_the_rate_holds_for_all_connections_together(web: Web, other: Web) -> No
     fetch(loading, pieces(10_000))
 
     assert time.monotonic() - began >= 0.24
+
+
+def test_a_network_says_whether_its_rate_holds_it_back(web: Web) -> None:
+    slow, fast = Network(Limits(rate=1e6)), Network(Limits(rate=1e12))
+    get(slow, web.url(), max_size=len(BLOB))
+    get(fast, web.url(), max_size=len(BLOB))
+
+    assert (slow.throttled, fast.throttled) == (True, False)
 
 
 def test_a_rate_is_kept_in_small_steps(web: Web) -> None:
@@ -1351,3 +1360,52 @@ def test_no_connection_is_left_open(web: Web) -> None:
         thread.join(ENOUGH)
 
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # the server's ends
+
+
+# Manners -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def overheard() -> Iterator[Callable[[int], set[int]]]:
+    """Listen to the loopback; yield who says how packets of data to a port are marked."""
+    try:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+    except PermissionError:
+        pytest.skip("only root may listen to all packets")
+    with sock:
+        sock.bind(("lo", ETH_P_ALL))
+        sock.settimeout(0.0)
+
+        def marks(port: int) -> set[int]:
+            found = set()
+            with suppress(BlockingIOError):
+                while packet := sock.recv(65536):
+                    first = int.from_bytes(packet[:2])
+                    head = first >> 8 & 15 if first >> 12 == 4 else 10
+                    tcp = packet[4 * head :]
+                    if tcp[2:4] == port.to_bytes(2) and len(tcp) > (tcp[12] >> 4) * 4:
+                        found.add(first & 255 if first >> 12 == 4 else first >> 4 & 255)
+            return found
+
+        yield marks
+
+
+ETH_P_ALL = 3
+
+
+@pytest.mark.parametrize(
+    ("family", "host"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")],
+    ids=["IPv4", "IPv6"],
+)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_what_is_fetched_is_marked_as_of_lower_effort(
+    family: socket.AddressFamily, host: str, tmp_path: Path, *, encrypted: bool
+) -> None:
+    """Traffic class 0x04: DSCP 1, as RFC 8622 has it, and no word about congestion."""
+    authority = Authority(tmp_path)
+    tls = authority.context(host.strip("[]")) if encrypted else None
+    way = Way(ca_file=str(authority.file))
+    with Web({"/blob": b"ok"}, tls=tls, family=family) as web, overheard() as marks:
+        assert get(Network(way=way), web.url(host=host), max_size=2) == b"ok"
+        assert marks(web.port) == {0x04}

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from configparser import RawConfigParser
 from pathlib import Path
 
+import pytest
+
+from update_agent.host import cgroup
 from update_agent.host.writer import PATH
 
 UNITS = Path(__file__).parents[2] / "systemd/system"
@@ -47,4 +50,34 @@ def test_the_writer_has_no_network_and_no_capability() -> None:
     assert service["CapabilityBoundingSet"] == ""
     assert service["DeviceAllow"] == "block-* rw"
     assert service["Slice"] == "update-agent.slice"
-    assert "ReadWritePaths" not in service
+    assert service["ProtectControlGroups"] == "yes"
+    assert service["ReadWritePaths"] == f"-{cgroup.ROOT / cgroup.SLICE}"
+
+
+def test_the_slice_has_what_the_governor_needs_and_the_walls_of_all_in_it() -> None:
+    ours = unit("update-agent.slice")["Slice"]
+    services = [unit(f"update-agent{it}.service")["Service"] for it in ("d", "-writer")]
+
+    assert {it["Slice"] for it in services} == {cgroup.SLICE}
+    assert 1 <= int(ours["IOWeight"]) < 100  # any weight turns the io controller on
+    assert 1 <= int(ours["CPUWeight"]) < 100
+    assert ours["MemoryHigh"] == "192M"
+    for wall in ("MemoryMax", "TasksMax"):
+        assert number(ours[wall]) == sum(number(it[wall]) for it in services)
+
+
+def number(text: str) -> int:
+    return int(text.removesuffix("M"))
+
+
+@pytest.mark.parametrize(
+    "name", ["update-agent.slice", "update-agent-writer.service", "update-agentd.service"]
+)
+def test_systemd_understands_every_line(name: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", UNITS / name],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    ours = [line for line in done.stderr.splitlines() if name in line]
+    assert [it for it in ours if "is not executable" not in it] == []

@@ -25,7 +25,7 @@ class Progress:
     size: int
     rate: float = 0.0
     throttled_by: str | None = None
-    """What keeps it from being faster, if it is not the network or the disk."""
+    """Which limit keeps it from being faster: ``the host's work``, or the name of a setting."""
 
     @property
     def seconds_left(self) -> float | None:

@@ -82,7 +82,7 @@ class WriterSlots:
                 payloads,
                 attempt=attempt.id,
                 channel=self._settings.update.channel,
-                watcher=_Watcher(progress, cancelled),
+                watcher=_Watcher(progress, cancelled, payloads.network),
             )
         return Installed(fetched=done.fetched, saved=done.saved)
 
@@ -140,7 +140,7 @@ class _Payloads:
     def __init__(self, release: Release, settings: Settings) -> None:
         self._release = release
         self._urls = [url.rstrip("/") for url in settings.update.repository]
-        self._network: Network = network_of(settings, whole=True)
+        self.network: Network = network_of(settings, whole=True)
 
     def index(self, payload: PayloadReference) -> bytes:
         """Return the index, from the first server that gives the right one."""
@@ -148,7 +148,7 @@ class _Payloads:
         for url in self._urls:
             try:
                 data = get(
-                    self._network,
+                    self.network,
                     f"{url}/{self._release.index_path(payload)}",
                     max_size=payload.index_size,
                 )
@@ -162,15 +162,18 @@ class _Payloads:
     def blob(self, payload: PayloadReference) -> writer.Ranges:
         """Return the blob."""
         urls = [f"{url}/{self._release.blob_path(payload)}" for url in self._urls]
-        return Download(self._network, urls, blob_size=payload.blob_size)
+        return Download(self.network, urls, blob_size=payload.blob_size)
 
 
 class _Watcher:
     """Shows an installation's progress with its rate, and ends it when it is cancelled."""
 
-    def __init__(self, show: Callable[[Progress], None], cancelled: threading.Event) -> None:
+    def __init__(
+        self, show: Callable[[Progress], None], cancelled: threading.Event, network: Network
+    ) -> None:
         self._show = show
         self._cancelled = cancelled
+        self._network = network
         self._step = ""
         self._began = (0.0, 0)
 
@@ -189,7 +192,17 @@ class _Watcher:
             since, done = self._began
         elapsed = now - since
         rate = (progress.done - done) / elapsed if elapsed > 1 else 0.0
-        self._show(Progress(step=progress.step, done=progress.done, size=progress.size, rate=rate))
+        fetching = progress.step == "write"
+        limit = "network.rate" if fetching and self._network.throttled else None
+        self._show(
+            Progress(
+                step=progress.step,
+                done=progress.done,
+                size=progress.size,
+                rate=rate,
+                throttled_by=progress.throttled_by or limit,
+            )
+        )
 
 
 def _view(slot: wire.SlotState, state: wire.State) -> SlotView:

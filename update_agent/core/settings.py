@@ -41,7 +41,7 @@ class Strategy(StrEnum):
 
 
 class Bytes(int):
-    """An amount of bytes, written as ``20M``."""
+    """An amount of bytes, or of bytes a second, written as ``20M``; not 0."""
 
 
 class Duration(timedelta):
@@ -112,9 +112,9 @@ class Limits:
     floor: Bytes = _FLOOR
     """Bytes a second of the disk that it gets however busy the host is."""
     ceiling: Bytes | None = None
-    """Bytes a second at most; none on an idle host."""
-    pressure: Annotated[int, Meta(ge=1, le=100)] = 10
-    """Percent of the time that others may stall for the disk before an update gives way."""
+    """Bytes a second at most, even below the floor; none: as fast as the disk when idle."""
+    pressure: Annotated[int, Meta(ge=1, le=100)] = 3
+    """Percent of the time that others may wait for the disk before an update gives way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +238,8 @@ def _read(kind: type, value: object) -> object:
         found = readers[kind](value)
     except UpdateAgentError as error:
         raise ValueError(str(error)) from error
+    if found == 0 and kind is Bytes:
+        raise ValueError("0 bytes would take for ever")
     if isinstance(found, timedelta):
         return Duration(seconds=found.total_seconds())
     return Bytes(found) if isinstance(found, int) else found

@@ -268,6 +268,8 @@ class Progress:
     step: Text
     done: _Number
     size: _Number
+    throttled_by: Text | None = None
+    """What limit of the host's keeps it from being faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from update_agent.core.settings import Settings
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
-from update_agent.host import config, identity, programs, writer
+from update_agent.host import cgroup, config, identity, programs, writer
 
 STATE = Path("/var/lib/update-agent")
 SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
@@ -60,6 +60,7 @@ class Host:
     health: Path = programs.HEALTH
     pre_reboot: Path = programs.PRE_REBOOT
     synchronized: Path = SYNCHRONIZED
+    cgroups: Path = cgroup.ROOT
 
     @property
     def now(self) -> datetime:
@@ -264,6 +265,25 @@ def _writer(host: Host) -> Found:
         connection.close()
 
 
+def _limits(host: Host) -> Found:
+    """Without these an update works, but the host's work may notice it, or it is slow."""
+    path = host.cgroups / cgroup.SLICE / "io.max"
+    if path.exists():
+        yield Level.OK, f"{path} is there: the disk can be shared", None
+    else:
+        yield (
+            Level.WARNING,
+            f"{path} is not there: no io controller, or update-agentd does not run",
+            "cgroup v2 with the io controller; systemctl status update-agent.slice",
+        )
+    try:
+        cgroup.Waits(host.cgroups)
+    except HostError as error:
+        yield Level.WARNING, f"{error}: updates have one speed", error.hint
+    else:
+        yield Level.OK, "the kernel tells how long this host's work waits for disks", None
+
+
 def _daemon(_: Host) -> Found:
     from update_agent.ctl.agent import Agent, asked  # noqa: PLC0415
 
@@ -309,6 +329,7 @@ CHECKS = {
     "clock": _clock,
     "disk": _disk,
     "writer": _writer,
+    "limits": _limits,
     "daemon": _daemon,
     "programs": _programs,
     "reboots": _reboots,

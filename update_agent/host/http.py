@@ -1,12 +1,13 @@
 """One request over HTTP/1.1, and what all requests of a download share.
 
 What is fetched is worth nothing until its hash was checked, which is the caller's business. The
-rules kept here are about time and amount, which no hash protects:
+rules kept here are about time, amount and manners, which no hash protects:
 
 * no peer decides how much is read, or for how long: sizes are known before, silence has a limit,
   a slow drip is measured over a sliding window, and everything together has a deadline. This is
   kept where bytes leave the socket, so it holds for headers as for bodies, and what this program
   itself takes its time for (the limit on the rate, a slow disk) is not the server's slowness;
+* everybody else's traffic may go first: sockets are marked so (RFC 8622);
 * no peer decides where to: a redirect never leaves HTTPS, never changes to another kind of address,
   and the environment's proxies are ignored.
 
@@ -48,6 +49,9 @@ _AROUND = 256 * 1024
 _KNOWN = 2.0
 """Seconds after which a transfer's rate says something; connections begin slowly."""
 
+
+LOWER_EFFORT = 0b000001 << 2
+"""The traffic class of what may wait (RFC 8622), as it stands in IP headers."""
 
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 
@@ -173,6 +177,8 @@ class Network:
         self.now = now
         self.fetched = 0
         """Bytes of bodies that arrived, of use or not."""
+        self.throttled = False
+        """Whether the limit on the rate is what made the last bytes wait."""
         self.piece = _PIECE
         """Bytes to read at once: few when they may only come slowly."""
         self._lock = threading.Lock()
@@ -213,6 +219,7 @@ class Network:
             return
         with self._lock:
             self._bucket, seconds = self._bucket.take(count, self.now())
+            self.throttled = seconds > 0
         if seconds:
             ended.wait(min(seconds, self.left()))
 
@@ -514,9 +521,24 @@ class _Response(http.client.HTTPResponse):
 class _Connection(urllib3.connection.HTTPConnection):
     response_class = _Response
 
+    def _new_conn(self) -> socket.socket:
+        return _marked(super()._new_conn())
+
 
 class _TlsConnection(urllib3.connection.HTTPSConnection):
     response_class = _Response
+
+    def _new_conn(self) -> socket.socket:
+        return _marked(super()._new_conn())
+
+
+def _marked(sock: socket.socket) -> socket.socket:
+    """Mark what ``sock`` sends as of lower effort: routers that care let all else go first."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOWER_EFFORT)
+    # On a socket of both families too: it may talk to an IPv4 address.
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, LOWER_EFFORT)
+    return sock
 
 
 class _Pool(urllib3.HTTPConnectionPool):

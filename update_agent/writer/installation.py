@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from tuf.api.metadata import Root, Targets
 
 from update_agent.core import payload, trust, wire
 from update_agent.core.payload import Batch, SourceError, Totals
 from update_agent.core.release import PayloadReference, Release
+from update_agent.core.settings import Limits
 from update_agent.core.slot_image import ImageError
 from update_agent.core.trust import CHANNELS, RELEASES, Evidence
 from update_agent.core.wire import (
@@ -36,8 +38,9 @@ from update_agent.core.wire import (
     WireError,
 )
 from update_agent.errors import ReleaseError
-from update_agent.host import install, slot
+from update_agent.host import cgroup, install, slot
 from update_agent.host.device import Device, Section
+from update_agent.host.governor import Governor, governed
 from update_agent.host.wire import Connection, GoneError
 from update_agent.writer import rules
 from update_agent.writer.slots import HostSlots, Pair
@@ -64,6 +67,9 @@ class Terms:
     trusted: Callable[[], bytes]
     """Reads the root that came with the system. Raises HostError."""
     clock: Callable[[], datetime]
+    limits: Callable[[], Limits]
+    """The host's, from files that only root writes; asked for by each installation."""
+    cgroups: Path = cgroup.ROOT
     gift_seconds: float = GIFT_SECONDS
 
 
@@ -97,11 +103,19 @@ class Installation:
         )  # fmt: skip
         with (
             slots.changing(),
+            governed(slots.host.disk, self._terms.limits(), self._terms.cgroups) as governor,
             slots.given_up_other(proven.release.image_size) as (pair, device),
             slots.open(pair.booted) as booted,
         ):
             self._log.info("slot %s is retired and will be written", pair.other.name)
-            report, reference = self._write(proven.release, device, booted)
+            report, reference = self._write(
+                _Task(
+                    release=proven.release,
+                    target=governor.paced(device),
+                    booted=governor.paced(booted),
+                    governor=governor,
+                )
+            )
             verified = self._verified(proven.release, pair)
             slots.memory.remember(verified)
         self._log.info("slot %s holds %s, verified", verified.slot, verified.version)
@@ -153,20 +167,19 @@ class Installation:
 
     # Writing -------------------------------------------------------------------------------------
 
-    def _write(
-        self, release: Release, device: Device, booted: Device
-    ) -> tuple[install.Report, PayloadReference]:
-        *deltas, full = _payloads(release, booted)
+    def _write(self, task: "_Task") -> tuple[install.Report, PayloadReference]:
+        *deltas, full = _payloads(task.release, task.booted)
         for reference in deltas:
             try:
-                return self._write_payload(release, reference, device, booted), reference
+                report = self._write_payload(task, reference)
             except SourceError as error:
                 self._log.warning("the delta payload cannot be used: %s", error)
-        return self._write_payload(release, full, device, booted), full
+            else:
+                return report, reference
+        return self._write_payload(task, full), full
 
-    def _write_payload(
-        self, release: Release, reference: PayloadReference, device: Device, booted: Device
-    ) -> install.Report:
+    def _write_payload(self, task: "_Task", reference: PayloadReference) -> install.Report:
+        release = task.release
         index = payload.decode(self._index(reference))
         if index.root_hash.hex() != release.root_hash or index.image_size != release.image_size:
             raise ImageError(
@@ -174,16 +187,16 @@ class Installation:
                 f" {index.root_hash.hex()}, the release has {release.image_size} and"
                 f" {release.root_hash}"
             )
-        progress = _Progress(self._connection, release, index.image_size)
+        progress = _Progress(self._connection, task, index.image_size)
         source = install.Source(
             name=reference.index_sha256,
             index=index,
             blob=_Blob(self._connection, self._terms.gift_seconds, self._log),
         )
         return install.install(
-            _Counted(device, progress.read_target),
+            _Counted(task.target, progress.read_target),
             [source],
-            booted=_Counted(booted, progress.read_booted),
+            booted=_Counted(task.booted, progress.read_booted),
             booted_index=None,
             progress=progress,
         )
@@ -200,6 +213,16 @@ class Installation:
         found = bytes(data)
         trust.index(found, reference)
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """A release, and the slots that it is made from and written to, both at the host's pace."""
+
+    release: Release
+    target: Device
+    booted: Device
+    governor: Governor
 
 
 def _payloads(release: Release, booted: Device) -> Iterator[PayloadReference]:
@@ -310,9 +333,10 @@ class _Progress:
     Called by all threads that work. What it raises ends the work.
     """
 
-    def __init__(self, connection: Connection, release: Release, image_size: int) -> None:
+    def __init__(self, connection: Connection, task: _Task, image_size: int) -> None:
         self._connection = connection
-        self._full = release.full
+        self._governor = task.governor
+        self._full = task.release.full
         self._lock = threading.Lock()
         self._now = Progress(step="look", done=0, size=image_size)
         self._shown = 0.0
@@ -357,4 +381,4 @@ class _Progress:
             self._shown = clock
         if self._connection.has_ended():
             raise GoneError("the caller left")
-        self._connection.send(now)
+        self._connection.send(replace(now, throttled_by=self._governor.throttled_by))

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from update_agent import cli
+from update_agent.core.settings import Limits, SettingError
 from update_agent.core.version import Version
 from update_agent.errors import HostError
-from update_agent.host import config, identity, systemd
+from update_agent.host import config, governor, identity, systemd
 from update_agent.host.root import read_root
 from update_agent.writer import memory
 from update_agent.writer.host import Host, this_host
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--state", type=Path, default=STATE, metavar="FOLDER",
         help=f"what it remembers (default: {STATE})",
     )  # fmt: skip
+    command.add_argument(
+        "--settings", type=Path, action="append", metavar="FOLDER",
+        help="read the *.toml files here (default: " + " ".join(map(str, config.FOLDERS)) + ")",
+    )  # fmt: skip
     image = command.add_argument_group("instead of the host this runs on")
     image.add_argument("--disk", type=Path, metavar="FILE-OR-DEVICE", help="a disk or an image")
     image.add_argument("--booted", type=int, metavar="N", help="the partition that is booted there")
@@ -74,11 +79,14 @@ def serve(options: Namespace) -> int:
     _log_to_the_journal()
     host = _host(options)
     users = frozenset({uid_of(options.user)})
+    folders = options.settings or config.FOLDERS
+    _rest(host, folders)
     with memory.opened(options.state) as known, _listening(options.listen) as sock:
         terms = Terms(
             slots=HostSlots(host, known),
-            trusted=lambda: read_root(_root(options.root)),
+            trusted=lambda: read_root(options.root or Path(config.settings(folders).update.root)),
             clock=lambda: datetime.now(UTC),
+            limits=lambda: config.settings(folders).limits,
         )
         logging.getLogger(__name__).info(
             "%s %s runs from partition %s of %s",
@@ -86,11 +94,6 @@ def serve(options: Namespace) -> int:
         )  # fmt: skip
         Server(sock, terms, users=users, notifier=systemd.Notifier()).serve()
     return 0
-
-
-def _root(given: Path | None) -> Path:
-    """Return where the trusted root is: read anew each time, for only installations need it."""
-    return given or Path(config.settings().update.root)
 
 
 def _host(options: Namespace) -> Host:
@@ -106,6 +109,16 @@ def _host(options: Namespace) -> Host:
         version=options.running,
         architecture=identity.architecture(),
     )
+
+
+def _rest(host: Host, folders: Sequence[Path]) -> None:
+    """Undo the limit that a writer left which was killed."""
+    try:
+        limits = config.settings(folders).limits
+    except SettingError as error:  # the slots can be seen and armed all the same
+        logging.getLogger(__name__).warning("nothing can be installed: %s", error)
+        limits = Limits()
+    governor.rest(host.disk, limits)
 
 
 def _listening(path: Path | None) -> socket.socket:
