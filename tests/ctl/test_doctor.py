@@ -153,7 +153,7 @@ def test_a_host_whose_disk_can_be_shared_has_the_io_controller_and_pressure(host
     assert (controller.level, pressure.level) == (Level.WARNING, Level.WARNING)
     assert "no io controller" in controller.text
     assert "updates have one speed" in pressure.text
-    assert pressure.hint == "boot with psi=1 on the kernel's command line"
+    assert pressure.hint == "boot with psi=1 and cgroup v2"
 
 
 def test_a_host_without_control_groups_is_told_which_are_wanted(host: Host) -> None:

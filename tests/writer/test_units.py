@@ -49,13 +49,14 @@ def test_the_writer_has_no_network_and_no_capability() -> None:
     assert service["PrivateNetwork"] == "yes"
     assert service["CapabilityBoundingSet"] == ""
     assert service["DeviceAllow"] == "block-* rw"
-    assert service["Slice"] == "update-agent.slice"
+    assert service["Slice"] == "updateagent.slice"
     assert service["ProtectControlGroups"] == "yes"
     assert service["ReadWritePaths"] == f"-{cgroup.ROOT / cgroup.SLICE}"
 
 
 def test_the_slice_has_what_the_governor_needs_and_the_walls_of_all_in_it() -> None:
-    ours = unit("update-agent.slice")["Slice"]
+    assert "-" not in cgroup.SLICE  # systemd would put it into another one
+    ours = unit(cgroup.SLICE)["Slice"]
     services = [unit(f"update-agent{it}.service")["Service"] for it in ("d", "-writer")]
 
     assert {it["Slice"] for it in services} == {cgroup.SLICE}
@@ -71,7 +72,7 @@ def number(text: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["update-agent.slice", "update-agent-writer.service", "update-agentd.service"]
+    "name", ["updateagent.slice", "update-agent-writer.service", "update-agentd.service"]
 )
 def test_systemd_understands_every_line(name: str) -> None:
     done = subprocess.run(

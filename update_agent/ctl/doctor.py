@@ -274,7 +274,7 @@ def _limits(host: Host) -> Found:
         yield (
             Level.WARNING,
             f"{path} is not there: no io controller, or update-agentd does not run",
-            "cgroup v2 with the io controller; systemctl status update-agent.slice",
+            "cgroup v2 with the io controller; systemctl status updateagent.slice",
         )
     try:
         cgroup.Waits(host.cgroups)

@@ -15,7 +15,8 @@ from pathlib import Path
 from update_agent.errors import HostError
 
 ROOT = Path("/sys/fs/cgroup")
-SLICE = "update-agent.slice"
+SLICE = "updateagent.slice"
+"""Ours, at the top: systemd would look for one with a dash inside of another slice."""
 _OURS = {SLICE, "init.scope"}
 """Groups that are nobody's work: ours, and systemd, which waits for nobody."""
 
@@ -50,7 +51,7 @@ def _totals(root: Path) -> dict[str, int]:
     if not found:
         raise HostError(
             f"no slice in {root} tells how long it waits for disks (io.pressure)",
-            hint="boot with psi=1 on the kernel's command line",
+            hint="boot with psi=1 and cgroup v2",
         )
     return found
 
