@@ -76,7 +76,7 @@ class Host:
     def moved(self) -> int:
         """Return how many bytes of the disk updates have read and written."""
         said = self.machine.run(
-            "grep $(cat /sys/block/vda/dev) /sys/fs/cgroup/update-agent.slice/io.stat"
+            "grep $(cat /sys/block/vda/dev) /sys/fs/cgroup/updateagent.slice/io.stat"
         )
         found = dict(word.split("=") for word in said.split()[1:])
         return int(found["rbytes"]) + int(found["wbytes"])
@@ -110,13 +110,13 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
 
 def test_the_slice_has_its_limits_and_the_writer_may_move_one_of_them(host: Host) -> None:
     run = host.machine.run
-    assert run("cat /sys/fs/cgroup/update-agent.slice/io.weight") == "default 10\n"
-    assert run("cat /sys/fs/cgroup/update-agent.slice/cpu.weight") == "10\n"
-    assert int(run("cat /sys/fs/cgroup/update-agent.slice/memory.max")) == 512 * 2**20
+    assert run("cat /sys/fs/cgroup/updateagent.slice/io.weight") == "default 10\n"
+    assert run("cat /sys/fs/cgroup/updateagent.slice/cpu.weight") == "10\n"
+    assert int(run("cat /sys/fs/cgroup/updateagent.slice/memory.max")) == 512 * 2**20
     host.limit(STATIC)
 
     with host.installing():
-        assert "wbps=25000000" in run("cat /sys/fs/cgroup/update-agent.slice/io.max")
+        assert "wbps=25000000" in run("cat /sys/fs/cgroup/updateagent.slice/io.max")
         said = host.machine.json("update-agentctl status --json")
         log = run("sudo journalctl -b --no-pager -u update-agent-writer --output=cat")
 
