@@ -11,7 +11,7 @@ that are newer than itself.
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -94,7 +94,7 @@ class Report:
     channel: Name
     group: Name | None = None
     """Within which it reboots in turn."""
-    slot: Literal["A", "B"] | None = None
+    slot: Annotated[str, Meta(pattern=r"\A[AB]\Z")] | None = None
     """It runs from this."""
     place: Annotated[int, Meta(ge=0, lt=RING)] | None = None
     """In the rollout of what is offered."""
