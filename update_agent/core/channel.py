@@ -122,6 +122,23 @@ class Channel:
             return self
         return self._changed(change, rollout=rollout.resume(change.time))
 
+    def halt(self, change: Change) -> "Channel":
+        """Offer the release to no further host, and let nobody boot it who has not yet."""
+        rollout, version = self._running(), self.version
+        if version is None or version in self.quarantined:
+            return self.pause(change)
+        pause = Pause(since=change.time, reason=change.reason, author=change.author)
+        versions = tuple(sorted({*self.quarantined, version}))
+        return self._changed(change, rollout=rollout.pause(pause), quarantined=versions)
+
+    def go_on(self, change: Change) -> "Channel":
+        """Undo ``halt``, or ``pause``."""
+        rollout = self._running()
+        versions = tuple(it for it in self.quarantined if it != self.version)
+        if not rollout.paused and versions == self.quarantined:
+            return self
+        return self._changed(change, rollout=rollout.resume(change.time), quarantined=versions)
+
     def quarantine(self, version: Version, change: Change) -> "Channel":
         """Let no further host install ``version``."""
         versions = tuple(sorted({*self.quarantined, version}))
