@@ -233,3 +233,19 @@ def test_what_offers_nothing_is_neither_halted_nor_gone_on_with(
 ) -> None:
     with pytest.raises(HostError, match="offers nothing yet"):
         edit(CREATED, change("halted"))
+
+
+def test_a_pause_of_people_takes_the_place_of_one_that_would_end_by_itself() -> None:
+    waits = replace(change("paused", 1, "too few"), author=channels.BY_WAVES)
+    held = OFFERED.pause(waits)
+
+    paused = held.pause(change("paused", 5, "lunch"))
+    halted = held.halt(change("halted", 5, "they fail"))
+
+    assert held.pause(replace(waits, reason="still too few")) is held
+    assert paused.paused
+    assert (paused.paused.author, paused.paused.reason) == ("ann", "lunch")
+    assert paused.paused.since == START + timedelta(minutes=1)
+    assert paused.pause(waits) is paused
+    assert halted.paused
+    assert halted.paused.author == "ann"

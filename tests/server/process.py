@@ -77,9 +77,9 @@ class Server:
 def serving(
     folder: Path, *words: str, tokens: dict[str, str] | None = None, log: Path | None = None
 ) -> Iterator[Server]:
-    """Run a server with its repository and its state in ``folder``."""
+    """Run a server with its repository, online keys and state in ``folder``."""
     (folder / "www").mkdir(exist_ok=True)
-    keys = ["--keys", str(folder / "keys")] if (folder / "keys").exists() else []
+    keys = ["--keys", str(folder / "online")] if (folder / "online").exists() else []
     with (log or folder / "server.log").open("a") as errors:
         popen = subprocess.Popen(
             [

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_
+from sqlalchemy import case, or_
 from sqlalchemy.engine import Connection
 
 from update_agent.core.report import Report
@@ -150,10 +150,12 @@ def store(
 def _upsert(database: Database) -> Any:  # noqa: ANN401  an insert of the database's dialect
     statement = database.insert(hosts)
     new = statement.excluded
+    changes = or_(new.queue != hosts.c.queue, new.sequence > hosts.c.sequence)
     return statement.on_conflict_do_update(
         index_elements=[hosts.c.host],
-        set_={it.name: new[it.name] for it in hosts.columns if it.name != "host"},
-        where=or_(new.queue != hosts.c.queue, new.sequence >= hosts.c.sequence),
+        set_={it.name: new[it.name] for it in hosts.columns if it.name not in ("host", "changed")}
+        | {"changed": case((changes, new.changed), else_=hosts.c.changed)},
+        where=or_(changes, new.sequence == hosts.c.sequence),
     )
 
 
@@ -161,7 +163,8 @@ def _host(it: Report, received: int) -> dict[str, object]:
     wait, progress = it.wait, it.progress
     return {
         "host": it.host, "queue": it.queue, "sequence": it.sequence,
-        "time": seconds(it.time), "seen": received, "name": it.name,
+        "time": seconds(it.time), "seen": received, "changed": received,
+        "name": it.name,
         "product": it.product, "architecture": it.architecture, "version": it.version.text,
         "agent": it.agent, "channel": it.channel, "group": it.group, "slot": it.slot,
         "place": it.place, "state": it.state, "since": seconds(it.since),

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -17,13 +18,14 @@ import uvicorn
 from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.host import files
-from update_agent.server import tables
+from update_agent.server import api, tables
 from update_agent.server.app import application
 from update_agent.server.guard import Impatient, Rates
 from update_agent.server.intake import Intake
 from update_agent.server.site import REPORT_RATE, Site
 from update_agent.server.tables import Database
 from update_agent.server.tokens import Role, Token, Tokens
+from update_agent.server.watch import watch, webhook
 
 PROGRAM = "update-server"
 KEYS = "UPDATE_PUBLISH_KEYS"
@@ -79,6 +81,8 @@ def _add_serve(verb: ArgumentParser) -> None:
     verb.add_argument("--report-rate", type=float, default=REPORT_RATE, metavar="NUMBER",
                       help="reports a second from one address; 0 is no limit"
                       " (default: %(default)s)")  # fmt: skip
+    verb.add_argument("--webhook", metavar="URL",
+                      help="gets a POST when this server halts or holds a rollout")  # fmt: skip
     verb.add_argument("--behind-proxy", metavar="ADDRESSES",
                       help="proxies whose X-Forwarded-For is believed")  # fmt: skip
     verb.set_defaults(run=run_serve)
@@ -161,7 +165,7 @@ def run_serve(options: Namespace) -> int:
 def _listen(options: Namespace, site: Site) -> int:
     with _socket(options.host, options.port) as listener:
         config = uvicorn.Config(
-            application(site),
+            application(site, api.routes(), [partial(watch, tell=webhook(options.webhook))]),
             http=Impatient, ws="none", loop="asyncio", lifespan="on",
             log_config=None, access_log=False, server_header=False,
             proxy_headers=bool(options.behind_proxy),

@@ -38,6 +38,7 @@ hosts = Table(
     Column("sequence", Number, nullable=False),
     Column("time", Number, nullable=False),
     Column("seen", Number, nullable=False),
+    Column("changed", Number, nullable=False),
     Column("name", Text, nullable=False),
     Column("product", Text, nullable=False),
     Column("architecture", Text, nullable=False),
@@ -63,7 +64,7 @@ hosts = Table(
     Index("hosts_by_state", "channel", "state", "reason"),
     Index("hosts_by_name", "name"),
 )
-"""The newest report of each host. ``seen`` is of the server's clock, all else of the host's."""
+"""The newest report of each host. Of the server's clock: when it was ``seen``, and ``changed``."""
 
 events = Table(
     "events",
