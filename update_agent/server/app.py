@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 
 import sqlalchemy as sql
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -37,7 +38,7 @@ _RETRY = {"retry-after": "30"}
 
 
 def application(
-    site: Site, routes: Sequence[BaseRoute] = (), work: Sequence[Work] = ()
+    site: Site, routes: Sequence[BaseRoute], work: Sequence[Work], shown: "Shown"
 ) -> Starlette:
     """Return the server as an ASGI application, with more ``routes`` and ``work``."""
 
@@ -63,7 +64,7 @@ def application(
         ],
         middleware=[Middleware(Measured, site=site)],
         lifespan=life,
-        exception_handlers={HTTPException: refused, UpdateAgentError: failed, Exception: defect},
+        exception_handlers=_failures(shown),
     )
     made.state.site = site
     return made
@@ -156,7 +157,7 @@ class Measured:
             self._requests.labels(what).observe(time.perf_counter() - began)
 
 
-_KNOWN = frozenset({*_TREE, "v1", "healthz", "readyz", "metrics", ""})
+_KNOWN = frozenset({*_TREE, "v1", "healthz", "readyz", "metrics", "", "channels", "hosts"})
 _POLICY = (
     b"default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self';"
     b" frame-ancestors 'none'; base-uri 'none'"
@@ -171,30 +172,47 @@ _SAFE = [
 
 # Failures ----------------------------------------------------------------------------------------
 
-
-async def refused(_: Request, error: Exception) -> Response:
-    """Answer who is held to something."""
-    assert isinstance(error, HTTPException)  # noqa: S101  registered for this
-    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
+Shown = Callable[[Request, str, str | None, int], Response | None]
+"""Makes a page of an error and its hint, for whoever looks at pages; None for programs."""
 
 
-async def failed(_: Request, error: Exception) -> Response:
-    """Answer with an expected failure: of the caller's, or of this server's surroundings."""
-    assert isinstance(error, UpdateAgentError)  # noqa: S101  registered for this
-    plain = {"error": str(error)} | ({"hint": error.hint} if error.hint else {})
-    if isinstance(error, BusyError | DatabaseError):
-        return _json(plain, HTTPStatus.SERVICE_UNAVAILABLE, _RETRY)
-    if isinstance(error, document.DocumentError):
-        return _json(plain, HTTPStatus.BAD_REQUEST)
-    if isinstance(error, ReleaseError):
-        return _json(plain, HTTPStatus.UNPROCESSABLE_ENTITY)
-    return _json(plain, HTTPStatus.CONFLICT)
+def _failures(shown: Shown) -> dict[Any, Any]:
+    """Return how each kind of failure is answered."""
+
+    def said(request: Request, error: str, code: int, *, hint: str | None = None,
+             headers: Mapping[str, str] | None = None) -> Response:  # fmt: skip
+        page = shown(request, error, hint, code)
+        if page:
+            page.headers.update(headers or {})
+            return page
+        plain = {"error": error} | ({"hint": hint} if hint else {})
+        return _json(plain, code, dict(headers or {}))
+
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return said(request, error.detail, error.status_code, headers=error.headers)
+
+    async def failed(request: Request, error: UpdateAgentError) -> Response:
+        code, headers = _status(error)
+        return said(request, str(error), code, hint=error.hint, headers=headers)
+
+    async def defect(request: Request, error: Exception) -> Response:
+        logger.error("a defect at %s", request.url.path, exc_info=error)
+        return said(request, "a defect of the server; its log says more", 500)
+
+    return {HTTPException: refused, UpdateAgentError: failed, Exception: defect}
 
 
-async def defect(request: Request, error: Exception) -> Response:
-    """Answer when nobody knows what to answer; the log says more."""
-    logger.error("a defect at %s", request.url.path, exc_info=error)
-    return _json({"error": "a defect of the server; its log says more"}, 500)
+def _status(error: UpdateAgentError) -> tuple[int, Mapping[str, str]]:
+    """Return by which status and headers a program knows what to do about ``error``."""
+    match error:
+        case BusyError() | DatabaseError():
+            return HTTPStatus.SERVICE_UNAVAILABLE, _RETRY
+        case document.DocumentError():
+            return HTTPStatus.BAD_REQUEST, {}
+        case ReleaseError():
+            return HTTPStatus.UNPROCESSABLE_ENTITY, {}
+        case _:
+            return HTTPStatus.CONFLICT, {}
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

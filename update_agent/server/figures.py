@@ -13,13 +13,16 @@ from msgspec import Meta
 from sqlalchemy.engine import Connection
 
 from update_agent.core.budget import Budget, Tally
-from update_agent.server.tables import attempts, audit, events, hosts
+from update_agent.server.tables import attempts, audit, events, hosts, samples
 
 LATELY = 86400
 """Seconds; a host that was not heard of for longer counts for no rollout."""
 _AWAY = ("rebooting", "trial")
 """States between an old release and a new one that is confirmed."""
 _FAILED = ("fell-back", "refused")
+
+SAMPLED = 300
+"""Seconds between two samples of which versions run."""
 
 Limit = Annotated[int, Meta(ge=1, le=500)]
 
@@ -252,22 +255,32 @@ def failures(connection: Connection, channel: str, since: int, limit: int = 50) 
     ]
 
 
-def confirmed(
-    connection: Connection, channel: str, version: str, since: int, step: int
-) -> list[tuple[int, int]]:
-    """Return how many hosts confirmed ``version`` in each ``step`` seconds: (its begin, hosts)."""
-    seen = attempts.c.seen
-    bucket = (seen - seen % step).label("bucket")
+def sample(connection: Connection, insert: Any, now: int) -> None:  # noqa: ANN401
+    """Remember how many hosts run what; ``insert`` is of the database's dialect."""
+    time = now - now % SAMPLED
+    if connection.scalar(sql.select(samples.c.time).where(samples.c.time == time).limit(1)):
+        return
     rows = connection.execute(
-        sql.select(bucket, sql.func.count().label("count"))
-        .where(
-            attempts.c.channel == channel, attempts.c.version == version,
-            attempts.c.outcome == "confirmed", seen >= since,
-        )
-        .group_by(bucket)
-        .order_by(bucket)
-    )  # fmt: skip
-    return [(row.bucket, row.count) for row in _typed(rows)]
+        sql.select(hosts.c.channel, hosts.c.version, sql.func.count().label("count"))
+        .where(hosts.c.seen >= now - LATELY)
+        .group_by(hosts.c.channel, hosts.c.version)
+    )
+    found = [
+        {"channel": row.channel, "version": row.version, "time": time, "hosts": row.count}
+        for row in _typed(rows)
+    ]
+    if found:
+        connection.execute(insert.on_conflict_do_nothing(), found)
+
+
+def history(connection: Connection, channel: str, since: int) -> list[tuple[int, str, int]]:
+    """Return (time, version, hosts) of a channel from then on, the oldest first."""
+    rows = connection.execute(
+        sql.select(samples.c.time, samples.c.version, samples.c.hosts)
+        .where(samples.c.channel == channel, samples.c.time >= since)
+        .order_by(samples.c.time)
+    )
+    return [(row.time, row.version, row.hosts) for row in _typed(rows)]
 
 
 def tally(

@@ -18,7 +18,7 @@ import uvicorn
 from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.host import files
-from update_agent.server import api, tables
+from update_agent.server import api, pages, tables
 from update_agent.server.app import application
 from update_agent.server.guard import Impatient, Rates
 from update_agent.server.intake import Intake
@@ -165,7 +165,10 @@ def run_serve(options: Namespace) -> int:
 def _listen(options: Namespace, site: Site) -> int:
     with _socket(options.host, options.port) as listener:
         config = uvicorn.Config(
-            application(site, api.routes(), [partial(watch, tell=webhook(options.webhook))]),
+            application(
+                site, [*api.routes(), *pages.routes()],
+                [partial(watch, tell=webhook(options.webhook))], pages.error_page,
+            ),
             http=Impatient, ws="none", loop="asyncio", lifespan="on",
             log_config=None, access_log=False, server_header=False,
             proxy_headers=bool(options.behind_proxy),

@@ -144,6 +144,17 @@ rollouts = Table(
 """What a channel's rollout may cost (JSON), since when that is counted, whether it was too much."""
 
 
+samples = Table(
+    "samples",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    Column("time", Number, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("hosts", Integer, nullable=False),
+)
+"""How many hosts of a channel ran what, every few minutes."""
+
+
 class _Upsert(Protocol):
     """What both dialects' inserts offer."""
 

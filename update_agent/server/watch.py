@@ -22,6 +22,7 @@ from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
 from update_agent.server import desk, figures
 from update_agent.server.site import Site
+from update_agent.server.tables import samples
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,9 @@ async def watch(site: Site, tell: Tell) -> None:
 
 def look(site: Site, tell: Tell) -> None:
     """Count and judge every rollout, and do what follows. Raises UpdateAgentError."""
+    with site.database.begin() as connection:
+        insert = site.database.insert(samples)
+        figures.sample(connection, insert, int(site.now().timestamp()))
     repository = site.repository()
     if not repository.exists or not site.keys:
         return
