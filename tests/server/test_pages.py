@@ -115,7 +115,7 @@ def test_the_channels_are_shown_with_their_rollouts(server: Server, ann: Person)
 
     page = text_of(ann.look("/"))
 
-    assert "stable os 1.0.0 rolling out open for 100 % 1 of 1" in page
+    assert "stable os 1.0.0 offered to all open for 100 % 1 of 1" in page
     assert "1 hosts follow gone , which is no channel here" in page
 
 

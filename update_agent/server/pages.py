@@ -60,6 +60,11 @@ def size(count: int | None) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
+def share(places: int) -> str:
+    """Return a share of the ring for people, to a tenth of a percent."""
+    return f"{round(places * 100 / RING, 1):g} %"
+
+
 def length(seconds: float) -> str:
     """Return a length of time for people, in its two largest units."""
     text = units.duration_text(timedelta(seconds=max(0, int(seconds))))
@@ -76,7 +81,8 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "when": when, "size": size, "length": length, "percent": percent, "waves": plan.text,
+        "when": when, "size": size, "length": length, "percent": percent, "share": share,
+        "waves": plan.text,
         "number": lambda it: f"{it:,}", "urlquery": urlencode,
     }  # fmt: skip
     return made
@@ -146,7 +152,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
         "view": seen, "channel": it, "shares": shares, "names": names, "waiting": waiting,
         "failures": failures,
         "total": sum(share.hosts for share in shares) or 1,
-        "status": status(it), "schedule": _schedule(it, site.now()),
+        "status": status(seen), "schedule": _schedule(it, site.now()),
         "curve": _curve(seen, history, now),
         "versions_chart": Markup(chart.versions(history, names)),  # noqa: S704  escaped
         "offerable": channels.offerable(site.repository(), it.product) if visit.steers else [],
@@ -154,12 +160,13 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def status(it: Channel) -> str:
+def status(seen: api.View) -> str:
     """Return how a channel stands, in a word or two."""
+    it = seen.channel
     if it.rollout is None:
         return "offers nothing yet"
     if it.paused is None:
-        return "rolling out"
+        return "rolling out" if seen.open < RING else "offered to all"
     if it.version in it.quarantined:
         return "halted"
     return "waiting for hosts" if it.paused.author == BY_WAVES else "paused"
