@@ -1,5 +1,6 @@
 """update-server as a process: from nothing to serving, and to a clean end."""
 
+import shutil
 import sqlite3
 import ssl
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.server.process import PATIENCE, Server, report, serving
+from tests.server.process import NOON, PATIENCE, Server, host_named, report, serving
 from update_agent.core.version import Version
+from update_agent.server import figures, tables
+from update_agent.server.intake import store
 from update_agent.server.main import main
 
 HASH = "c" * 64
@@ -219,3 +222,51 @@ def test_a_host_that_lost_its_disk_begins_another_queue_and_is_heard(tmp_path: P
         server.post(report(sequence=1, queue="e" * 32, version=Version("1.1.0")))
 
     assert rows(tmp_path / "state", "SELECT version, sequence FROM hosts") == [("1.1.0", 1)]
+
+
+# Keeping -----------------------------------------------------------------------------------------
+
+
+def test_a_copy_made_while_it_serves_is_whole_and_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, state = tmp_path / "copy.sqlite", ["--state", str(tmp_path / "state")]
+    with serving(tmp_path) as server:
+        server.post(report(1))
+        assert main(["backup", str(copy), *state]) == 0
+        server.post(report(2))
+    assert main(["backup", str(copy), *state]) == 4
+    assert "is there already" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    copy.rename(tmp_path / "state/server.sqlite")
+
+    with serving(tmp_path, tokens=server.tokens) as again:
+        assert again.api("/v1/hosts")["total"] == 1
+        assert again.post(report(2))["taken"] == 1
+
+
+def test_what_is_months_old_is_forgotten_and_the_host_is_not(tmp_path: Path) -> None:
+    database = tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    with database.begin() as connection:
+        store(database, connection, [report(1, 1), report(2, 1)], NOON)
+        store(database, connection, [report(1, 2)], NOON + timedelta(days=90))
+        before = int((NOON + timedelta(days=1)).timestamp())
+
+        assert tables.forget(connection, before, limit=1) == 1
+        assert tables.forget(connection, before, limit=9) == 1
+        assert tables.forget(connection, before, limit=9) == 0
+        assert len(figures.timeline(connection, host_named(1))) == 1
+        assert figures.page(connection, figures.Wanted()).total == 2
+    database.close()
+
+
+def test_prometheus_learns_how_hosts_stand(server: Server) -> None:
+    server.post(report(1), report(2, state="trial"))
+
+    text = server.ask("GET", "/metrics").text
+
+    assert 'update_server_hosts{channel="stable",state="trial"} 1.0' in text
+    assert 'update_server_up{of="database"} 1.0' in text
+    assert 'update_server_up{of="repository"} 0.0' in text
+    assert 'update_server_reports_total{result="taken"}' in text

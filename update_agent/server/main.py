@@ -20,6 +20,7 @@ from update_agent.errors import HostError
 from update_agent.host import files
 from update_agent.server import api, pages, tables
 from update_agent.server.app import application
+from update_agent.server.gauges import Gauges
 from update_agent.server.guard import Impatient, Rates
 from update_agent.server.intake import Intake
 from update_agent.server.site import REPORT_RATE, Site
@@ -52,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = cli.parser(PROGRAM, "Serve releases, take reports, steer rollouts.", _EPILOG)
     verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_serve(verbs.add_parser("serve", help="run the server"))
+    backup = verbs.add_parser("backup", help="copy the SQLite database, also while it is used")
+    backup.add_argument("file", type=Path, metavar="FILE", help="which must not be there yet")
+    _add_database(backup)
+    backup.set_defaults(run=run_backup)
     token = verbs.add_parser("token", help="add, list, revoke tokens")
     _add_tokens(token)
     return cli.run(command, argv)
@@ -129,7 +134,11 @@ def database_of(options: Namespace) -> Database:
         raise HostError(
             f"cannot use {folder}: {error.strerror}", hint="--state FOLDER names another"
         ) from error
-    return tables.opened(f"sqlite:///{(folder / 'server.sqlite').absolute()}")
+    return tables.opened(f"sqlite:///{_sqlite(folder).absolute()}")
+
+
+def _sqlite(folder: Path) -> Path:
+    return folder / "server.sqlite"
 
 
 # serve -------------------------------------------------------------------------------------------
@@ -156,6 +165,7 @@ def run_serve(options: Namespace) -> int:
         intake=Intake(database, now), now=now,
         rates=Rates(options.report_rate or float("inf")),
     )  # fmt: skip
+    site.meters.registry.register(Gauges(site))
     try:
         return _listen(options, site)
     finally:
@@ -222,6 +232,20 @@ def _print_first_tokens(tokens: Tokens) -> None:
         if not any(it.role is role for it in tokens.listed()):
             made = tokens.add(f"first {role}", role, now)
             print(f"token for {what}, shown only now: {made}", flush=True)
+
+
+# backup ------------------------------------------------------------------------------------------
+
+
+def run_backup(options: Namespace) -> int:
+    """Copy the database as it is at one moment; started with the copy, all is as it was then."""
+    if options.database:
+        raise HostError("only SQLite is copied so", hint="pg_dump copies PostgreSQL")
+    if not _sqlite(options.state).exists():
+        raise HostError(f"there is no {_sqlite(options.state)}", hint="--state FOLDER")
+    tables.copy(database_of(options), options.file)
+    print(f"{options.file} is a whole copy; to restore it, make it {_sqlite(options.state)}")
+    return 0
 
 
 # token -------------------------------------------------------------------------------------------

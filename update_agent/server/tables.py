@@ -7,6 +7,7 @@ in UTC. What pages show of 100,000 hosts is counted here, by indexes, and never 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sql
@@ -209,6 +210,24 @@ def opened(url: str) -> Database:
                 hint="run the update-server that made them, or a newer one",
             )
     return database
+
+
+def copy(database: Database, to: Path) -> None:
+    """Copy a SQLite database as it is at one moment to the file ``to``. Raises DatabaseError."""
+    if to.exists():
+        raise DatabaseError(f"{to} is there already", hint="name a new file")
+    with _translated(), database.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(to),))
+
+
+def forget(connection: Connection, before: int, limit: int) -> int:
+    """Remove at most ``limit`` changes and attempts from before that time; return how many."""
+    count = 0
+    for table, key in ((events, events.c.id), (attempts, attempts.c.attempt)):
+        old = sql.select(key).where(table.c.seen < before).limit(limit)
+        count += connection.execute(sql.delete(table).where(key.in_(old))).rowcount
+    old_samples = sql.delete(samples).where(samples.c.time < before)
+    return count + connection.execute(old_samples).rowcount
 
 
 def seconds(time: datetime | None) -> int | None:

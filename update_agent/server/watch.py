@@ -20,7 +20,7 @@ from update_agent.core.channel import BY_WAVES, Channel
 from update_agent.core.trust import SIGNED_AT
 from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
-from update_agent.server import desk, figures
+from update_agent.server import desk, figures, tables
 from update_agent.server.site import Site
 from update_agent.server.tables import samples
 
@@ -35,6 +35,10 @@ _LEAD = timedelta(minutes=2)
 """Before a wave opens: some looks, and the time for which caches keep a timestamp."""
 _REFRESH = timedelta(hours=6)
 """After which the timestamp is signed again."""
+REMEMBERED = 90 * 86400
+"""Seconds for which changes and attempts are kept."""
+_AT_ONCE = 5000
+"""Of them removed in one look, so that reports never wait long."""
 _WEBHOOK = 10.0
 """Seconds for one try to tell people."""
 
@@ -73,7 +77,9 @@ def look(site: Site, tell: Tell) -> None:
     """Count and judge every rollout, and do what follows. Raises UpdateAgentError."""
     with site.database.begin() as connection:
         insert = site.database.insert(samples)
-        figures.sample(connection, insert, int(site.now().timestamp()))
+        now = int(site.now().timestamp())
+        figures.sample(connection, insert, now)
+        tables.forget(connection, now - REMEMBERED, _AT_ONCE)
     repository = site.repository()
     if not repository.exists or not site.keys:
         return
