@@ -13,6 +13,7 @@ from update_agent.core.rollout import RING, Rollout
 _WIDTH, _HEIGHT = 720, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
 _TICKS = 5
+_POINTS = 240
 
 Point = tuple[float, float]
 
@@ -53,7 +54,7 @@ def versions(samples: Iterable[tuple[int, str, int]], names: Sequence[str]) -> s
     by_time: dict[int, dict[str, int]] = {}
     for time, version, hosts in samples:
         by_time.setdefault(time, {})[version] = hosts
-    times = sorted(by_time)
+    times = _thinned(sorted(by_time))
     if len(times) < 2:  # noqa: PLR2004  a line has two ends
         return ""
     frame = _Frame(times[0], times[-1])
@@ -69,6 +70,12 @@ def versions(samples: Iterable[tuple[int, str, int]], names: Sequence[str]) -> s
         )
         below = above
     return frame.drawn(areas, "versions over time: " + ", ".join(names))
+
+
+def _thinned(times: list[int]) -> list[int]:
+    """Return as many of ``times`` as can be told apart, the last among them."""
+    step = len(times) // _POINTS + 1
+    return times[::-step][::-1]
 
 
 class _Frame:
