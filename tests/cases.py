@@ -119,7 +119,6 @@ CASES = {
 LATER = {
     67: "with the daemon",
     **dict.fromkeys(range(76, 94), "with the cluster"),
-    **dict.fromkeys(range(94, 102), "with the update server and its repository"),
 }
 """Cases of parts that are not there yet."""
 

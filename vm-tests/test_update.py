@@ -138,7 +138,7 @@ def test_a_release_that_is_promoted_is_found_installed_booted_and_confirmed(
     last = found["history"][0]
     assert (last["from"], last["to"], last["outcome"], last["why"]) == (old, new, "confirmed", None)
     fetched = host.depot.sent(r"\.blob$") - sent
-    assert last["fetched"] <= fetched <= last["fetched"] + 100_000  # headers
+    assert last["fetched"] <= fetched < 1.1 * last["fetched"] + 100_000  # headers, and small gaps
     figure(
         f"update {old} -> {new} ({'delta' if deltas else 'full'}): confirmed after"
         f" {last['seconds']} s, fetched {last['fetched'] / 1e6:.2f} MB instead of"

@@ -189,3 +189,63 @@ def test_a_document_for_many_versions_stays_below_its_size() -> None:
     channel = replace(OFFERED, floors=many, quarantined=many, changes=(long,) * 20)
 
     assert channels.decode(document.encode(channel), "stable") == channel
+
+
+# Halting -----------------------------------------------------------------------------------------
+
+
+def test_a_halt_pauses_and_keeps_what_is_installed_from_being_booted() -> None:
+    halted = OFFERED.halt(change("halted", 30, "they fail"))
+
+    assert halted.paused
+    assert halted.paused.reason == "they fail"
+    assert halted.quarantined == (V("1.2.0"),)
+    assert halted.halt(change("halted", 31)) is halted
+
+
+def test_a_halt_of_what_is_paused_keeps_who_paused_it() -> None:
+    paused = OFFERED.pause(change("paused", 1, "lunch"))
+
+    halted = paused.halt(change("halted", 2, "they fail"))
+
+    assert halted.paused == paused.paused
+    assert halted.quarantined == (V("1.2.0"),)
+
+
+def test_going_on_is_the_opposite_of_a_halt() -> None:
+    went_on = OFFERED.halt(change("halted", 30)).go_on(change("resumed", 40))
+
+    assert went_on.rollout
+    assert (went_on.paused, went_on.rollout.held) == (None, 600)
+    assert went_on.quarantined == ()
+    assert went_on.go_on(change("resumed", 41)) is went_on
+
+
+def test_going_on_leaves_other_versions_in_quarantine() -> None:
+    channel = OFFERED.quarantine(V("1.1.0"), change("quarantined")).halt(change("halted", 1))
+
+    assert channel.go_on(change("resumed", 2)).quarantined == (V("1.1.0"),)
+
+
+@pytest.mark.parametrize("edit", [Channel.halt, Channel.go_on])
+def test_what_offers_nothing_is_neither_halted_nor_gone_on_with(
+    edit: Callable[[Channel, Change], Channel],
+) -> None:
+    with pytest.raises(HostError, match="offers nothing yet"):
+        edit(CREATED, change("halted"))
+
+
+def test_a_pause_of_people_takes_the_place_of_one_that_would_end_by_itself() -> None:
+    waits = replace(change("paused", 1, "too few"), author=channels.BY_WAVES)
+    held = OFFERED.pause(waits)
+
+    paused = held.pause(change("paused", 5, "lunch"))
+    halted = held.halt(change("halted", 5, "they fail"))
+
+    assert held.pause(replace(waits, reason="still too few")) is held
+    assert paused.paused
+    assert (paused.paused.author, paused.paused.reason) == ("ann", "lunch")
+    assert paused.paused.since == START + timedelta(minutes=1)
+    assert paused.pause(waits) is paused
+    assert halted.paused
+    assert halted.paused.author == "ann"

@@ -65,7 +65,7 @@ def test_each_value_is_shown_as_one_would_write_it_with_its_file() -> None:
         ({"limits": {"flor": "2M"}}, "there is no limits.flor", "did you mean floor?"),
         ({"limit": {}}, "there is no section [limit]", "did you mean limits?"),
         ({"xyz": {}}, "there is no section [xyz]",
-         "known: update, network, reboot, trial, limits"),
+         "known: update, network, reboot, trial, limits, reports"),
         ({"limits": 3}, "limits is a value, wanted [limits]", None),
         ({"limits": {"floor": "2X"}}, "limits.floor: '2X' is no amount of bytes", None),
         ({"limits": {"floor": "0M"}}, "limits.floor: 0 bytes would take for ever", None),

@@ -8,6 +8,7 @@ disk. Threads that wait for a slow server or disk are not waited for: all that c
 import asyncio
 import logging
 import os
+import platform
 import random
 import signal
 import sys
@@ -25,6 +26,7 @@ from update_agent.agent.bus import Service, group_id
 from update_agent.agent.daemon import Daemon, World
 from update_agent.agent.ports import Slots
 from update_agent.agent.reboots import LocalReboots
+from update_agent.agent.reports import Reporter, Reporting, sender
 from update_agent.agent.repository import Repository
 from update_agent.agent.slots import WriterSlots
 from update_agent.agent.store import FOLDER, FileStore
@@ -33,6 +35,7 @@ from update_agent.core.settings import Settings
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import config, identity
+from update_agent.host.outbox import Outbox
 from update_agent.host.systemd import Notifier, PriorityFormatter
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 PROGRAM = "update-agentd"
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _DEFECT = 1
+_LAST_WORDS = 2.0
+"""Seconds to put on the disk what the update server was not told yet."""
 _WATCHDOG = 30.0
 """Seconds between two signs of life where systemd wants none; they cost nothing."""
 
@@ -110,6 +115,9 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
     loop.set_exception_handler(lambda _, context: _defect(ended, context))
     notifier = Notifier()
     told: list[Callable[[Daemon], None]] = [lambda it: notifier.status(sentence(it))]
+    reporter = _reporter(parts)
+    if reporter:
+        told.append(reporter.tell)
     daemon = Daemon(parts.host, parts.settings, _world(parts, told, address))
     service = Service(daemon, group=parts.group, address=address)
     told.append(service.tell)
@@ -118,6 +126,8 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
         on_bus = loop.create_task(service.serve())
         on_bus.add_done_callback(lambda task: _task_ended(ended, task))
         alive = loop.create_task(_stay_alive(notifier))
+        reporting = loop.create_task(reporter.run() if reporter else _nothing())
+        reporting.add_done_callback(lambda task: _task_ended(ended, task))
         try:
             await _first(_begun(daemon, service), ended)
             if not ended.done():
@@ -129,7 +139,11 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
             on_bus.cancel()
             with suppress(TimeoutError):
                 await asyncio.wait_for(daemon.stop(), parts.patience)
-            await asyncio.gather(on_bus, alive, return_exceptions=True)
+            if reporter:
+                reporter.stop()
+            await asyncio.wait({reporting}, timeout=_LAST_WORDS)
+            reporting.cancel()
+            await asyncio.gather(on_bus, alive, reporting, return_exceptions=True)
 
 
 def sentence(daemon: Daemon) -> str:
@@ -138,6 +152,24 @@ def sentence(daemon: Daemon) -> str:
     target = f" {record.attempt.version}" if record.attempt else ""
     why = f": {record.wait.sentence}" if record.wait else ""
     return f"{record.state}{target}{why}"
+
+
+def _reporter(parts: Parts) -> Reporter | None:
+    """Return who tells the update server, if there is one."""
+    reports = parts.settings.reports
+    if not reports.url:
+        return None
+    return Reporter(
+        Reporting(
+            outbox=Outbox(parts.folder / "reports"), post=sender(parts.settings),
+            name=platform.node(), interval=reports.interval, now=identity.clock,
+            chance=random.SystemRandom().random,
+        )
+    )  # fmt: skip
+
+
+async def _nothing() -> None:
+    """Stand for who has nobody to tell."""
 
 
 def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str | None) -> World:

@@ -21,6 +21,9 @@ from update_agent.errors import HostError
 MAX_SIZE = 64 * 1024
 """Bytes."""
 
+BY_WAVES = "update-server: waves"
+"""Author of a pause that ends by itself, once enough hosts run the release; people's do not."""
+
 _REMEMBERED = 20
 """Changes that a document tells of."""
 
@@ -109,11 +112,8 @@ class Channel:
 
     def pause(self, change: Change) -> "Channel":
         """Offer the release to no further host."""
-        rollout = self._running()
-        if rollout.paused:
-            return self
-        pause = Pause(since=change.time, reason=change.reason, author=change.author)
-        return self._changed(change, rollout=rollout.pause(pause))
+        rollout = self._paused(change)
+        return self if rollout == self.rollout else self._changed(change, rollout=rollout)
 
     def resume(self, change: Change) -> "Channel":
         """Go on where the pause began."""
@@ -121,6 +121,22 @@ class Channel:
         if not rollout.paused:
             return self
         return self._changed(change, rollout=rollout.resume(change.time))
+
+    def halt(self, change: Change) -> "Channel":
+        """Offer the release to no further host, and let nobody boot it who has not yet."""
+        rollout, version = self._paused(change), self.version
+        versions = tuple(sorted({*self.quarantined, *([version] if version else [])}))
+        if (rollout, versions) == (self.rollout, self.quarantined):
+            return self
+        return self._changed(change, rollout=rollout, quarantined=versions)
+
+    def go_on(self, change: Change) -> "Channel":
+        """Undo ``halt``, or ``pause``."""
+        rollout = self._running()
+        versions = tuple(it for it in self.quarantined if it != self.version)
+        if not rollout.paused and versions == self.quarantined:
+            return self
+        return self._changed(change, rollout=rollout.resume(change.time), quarantined=versions)
 
     def quarantine(self, version: Version, change: Change) -> "Channel":
         """Let no further host install ``version``."""
@@ -150,6 +166,17 @@ class Channel:
                 f"channel {self.channel} offers nothing yet", hint="promote a version first"
             )
         return self.rollout
+
+    def _paused(self, change: Change) -> Rollout:
+        """Return the rollout, paused; a pause stays as it is, but for one that ends by itself."""
+        rollout = self._running()
+        before = rollout.paused
+        if before and (before.author != BY_WAVES or change.author == BY_WAVES):
+            return rollout
+        since = before.since if before else change.time
+        return replace(
+            rollout, paused=Pause(since=since, reason=change.reason, author=change.author)
+        )
 
     def _plans_the_same(self, rollout: Rollout, downgrade_from: tuple[Version, ...]) -> bool:
         mine = self._running()

@@ -118,6 +118,18 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    """Whom to tell how this host stands."""
+
+    url: Url | None = None
+    """Of the update server. None: nobody is told."""
+    token_file: Path = "/etc/update-agent/report-token"  # noqa: S105  its file
+    """Holds the token by which that server knows its fleet."""
+    interval: Duration = field(default_factory=lambda: _minutes(10))
+    """Between two signs of life, give or take a third of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings, checked."""
 
@@ -126,6 +138,7 @@ class Settings:
     reboot: Reboot = field(default_factory=Reboot)
     trial: Trial = field(default_factory=Trial)
     limits: Limits = field(default_factory=Limits)
+    reports: Reports = field(default_factory=Reports)
 
 
 _SECTIONS: Mapping[str, Any] = {
@@ -134,6 +147,7 @@ _SECTIONS: Mapping[str, Any] = {
     "reboot": Reboot,
     "trial": Trial,
     "limits": Limits,
+    "reports": Reports,
 }
 
 

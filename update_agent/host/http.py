@@ -243,6 +243,27 @@ def get(network: Network, url: str, *, max_size: int) -> bytes:
         return bytes(data)
 
 
+def post(
+    network: Network, url: str, data: bytes, headers: dict[str, str], *, max_size: int
+) -> bytes:
+    """Post ``data`` as JSON and return the answer, of at most ``max_size`` bytes. Raises HttpError.
+
+    A redirect is not followed: what ``headers`` hold is for this server.
+    """
+    watch = Watch(network, url, max_size)
+    limits = network.limits
+    with network.session() as session:
+        timeout = (min(limits.connect, network.left()), min(limits.silence, network.left()))
+        with _translated(network, url), watch.watching():
+            answer = session.post(
+                url, data, headers={"Content-Type": "application/json", **headers},
+                timeout=timeout, stream=True, allow_redirects=False,
+            )  # fmt: skip
+        with answer:
+            want_status(url, answer, 200)
+            return b"".join(body_of(watch, answer, content_length(answer)))
+
+
 # One request -------------------------------------------------------------------------------------
 
 

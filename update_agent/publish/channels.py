@@ -73,6 +73,14 @@ def edit(repository: Repository, name: str, change: Callable[[Channel], Channel]
         return _commit(repository, after, changed=after != before)
 
 
+def offerable(repository: Repository, product: str) -> list[Version]:
+    """Return the versions of ``product`` that hosts can get, the newest first."""
+    public = repository.published(RELEASES)
+    paths = trust.metadata(public).signed.targets if public else {}
+    parts = (path.split("/") for path in paths)
+    return sorted((Version(it[2]) for it in parts if it[1] == product), reverse=True)
+
+
 def want_release(repository: Repository, product: str, version: Version) -> None:
     """Raise RepositoryError unless hosts can get ``version``."""
     path = release.path(product, version)

@@ -1,22 +1,18 @@
 """``update-publish channel``: create, promote, rollout, pause, resume, show and more."""
 
 import json
-import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from update_agent.core import document
+from update_agent.core import document, plan
 from update_agent.core.channel import Change, Channel
-from update_agent.core.rollout import EVERYONE_NOW, RING, Rollout, Wave, percent, place
+from update_agent.core.rollout import RING, percent, place
 from update_agent.errors import HostError
 from update_agent.publish import channels, verbs
 from update_agent.publish.repository import Repository
-
-_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)%(?::([0-9smhdw]+))?(?:@\+([0-9smhdw]+))?")
 
 _WAVES = """\
 A wave is SHARE[:LENGTH][@+START]: up to this share of all hosts, evenly over the length (at once
@@ -82,35 +78,11 @@ def _add_waves(verb: ArgumentParser, help_: str, *, required: bool = False) -> N
                       "rollout began, or 2026-12-01T08:00Z")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
-    share: int
-    length: timedelta
-    start: timedelta | None
-
-
-def _wave(text: str) -> _Wish:
-    found = _SHARE.fullmatch(text)
-    if not found:
-        raise ArgumentTypeError(f"{text!r} is no wave, wanted such as 10%:4h")
-    share = round(float(found[1]) * RING / 100)
-    if not 0 < share <= RING:
-        raise ArgumentTypeError(f"{found[1]} % is no share of hosts, wanted above 0, at most 100")
-    return _Wish(
-        share=share,
-        length=verbs.duration(found[2]) if found[2] else timedelta(0),
-        start=verbs.duration(found[3]) if found[3] else None,
-    )
-
-
-def waves(wishes: list[_Wish] | None) -> tuple[Wave, ...]:
-    """Return the waves that were asked for, each after the one before it."""
-    made: list[Wave] = []
-    for wish in wishes or []:
-        after = made[-1].opens + made[-1].length if made else 0
-        opens = after if wish.start is None else int(wish.start.total_seconds())
-        made.append(Wave(share=wish.share, opens=opens, length=int(wish.length.total_seconds())))
-    return tuple(made) or EVERYONE_NOW
+def _wave(text: str) -> plan.Wish:
+    try:
+        return plan.wish(text)
+    except HostError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 # Edits -------------------------------------------------------------------------------------------
@@ -127,7 +99,7 @@ def run_create(options: Namespace) -> int:
 def run_promote(options: Namespace) -> int:
     """Offer a release."""
     repository, version = verbs.opened(options), options.version
-    planned = _waves(options)
+    planned = plan.waves(options.waves or [])
     change = _change(options, repository, f"promoted {version}")
 
     def edit(it: Channel) -> Channel:
@@ -144,7 +116,7 @@ def run_promote(options: Namespace) -> int:
 
 def run_rollout(options: Namespace) -> int:
     """Give a rollout other waves."""
-    repository, planned = verbs.opened(options), _waves(options)
+    repository, planned = verbs.opened(options), plan.waves(options.waves)
     change = _change(options, repository, "changed waves")
 
     def edit(it: Channel) -> Channel:
@@ -190,16 +162,6 @@ def run_floors(options: Namespace) -> int:
         return it.set_floors(options.versions, change)
 
     return _edit(options, repository, edit)
-
-
-def _waves(options: Namespace) -> tuple[Wave, ...]:
-    """Return the waves of the options, if a rollout can have them. Raises HostError."""
-    made = waves(options.waves)
-    try:
-        Rollout(started=datetime.now(UTC), waves=made)
-    except ValueError as error:
-        raise HostError(str(error), hint="name the waves in their order") from error
-    return made
 
 
 def _deadline(options: Namespace, began: datetime) -> datetime | None:

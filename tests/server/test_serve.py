@@ -1,0 +1,272 @@
+"""update-server as a process: from nothing to serving, and to a clean end."""
+
+import shutil
+import sqlite3
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.server.process import NOON, PATIENCE, Server, host_named, report, serving
+from update_agent.core.version import Version
+from update_agent.server import figures, tables
+from update_agent.server.intake import store
+from update_agent.server.main import main
+
+HASH = "c" * 64
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    payloads = folder / "www/payloads/os/1.0.0"
+    payloads.mkdir(parents=True)
+    (payloads / f"{HASH}.blob").write_bytes(bytes(range(256)) * 1000)
+    metadata = folder / "www/metadata"
+    metadata.mkdir()
+    (metadata / "timestamp.json").write_text("{}")
+    (metadata / "1.root.json").write_text("{}")
+    (folder / "www/.staged").mkdir()
+    (folder / "www/.staged/root.json").write_text("secret")
+    (folder / "secret").write_text("secret")
+    with serving(folder) as started:
+        yield started
+
+
+# From nothing ------------------------------------------------------------------------------------
+
+
+def test_one_command_from_nothing_takes_reports_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert set(server.tokens) == {"operators", "hosts"}
+        assert server.post(report()) == {"format": 1, "taken": 1, "refused": []}
+        assert server.ask("GET", "/readyz").text == "ok\n"
+        assert server.end() == 0
+
+    with serving(tmp_path, tokens=server.tokens) as again:
+        assert again.post(report(sequence=2))["taken"] == 1
+    with sqlite3.connect(tmp_path / "state/server.sqlite") as database:
+        assert database.execute("SELECT count(*), max(sequence) FROM hosts").fetchone() == (1, 2)
+        assert database.execute("SELECT count(*) FROM events").fetchone() == (2,)
+        kept = " ".join(map(str, database.execute("SELECT * FROM tokens").fetchall()))
+    assert server.tokens["hosts"] not in kept
+
+
+def test_where_it_cannot_begin_it_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = ["--state", str(tmp_path / "state")]
+
+    assert main(["serve", "--repository", str(tmp_path / "www"), *state]) == 4
+    assert "is no folder\n(update-publish init" in capsys.readouterr().err
+    (tmp_path / "www").mkdir()
+    repository = ["--repository", str(tmp_path / "www")]
+    assert main(["serve", *repository, *state, "--cert", "c.pem"]) == 4
+    assert "--cert and --key belong together" in capsys.readouterr().err
+    assert main(["serve", *repository, "--database", "mysql://x/y"]) == 4
+    assert "sqlite:///FILE or postgresql://" in capsys.readouterr().err
+    assert main(["serve", *repository, *state, "--host", "192.0.2.1"]) == 4
+    assert "cannot listen at 192.0.2.1 port 8080" in capsys.readouterr().err
+
+
+def test_a_token_is_made_shown_listed_and_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = ["--state", str(tmp_path / "state")]
+
+    assert main(["token", "add", "rack 7", "--role", "fleet", *state]) == 0
+    made = capsys.readouterr().out.strip()
+    assert made.startswith("ua_")
+    assert main(["token", "add", "rack 7", "--role", "fleet", *state]) == 4
+    assert "there is a token rack 7 already" in capsys.readouterr().err
+    assert main(["token", "revoke", "rack 8", *state]) == 4
+    assert "there is no valid token rack 8\n(known: rack 7)" in capsys.readouterr().err
+    assert main(["token", "revoke", "rack 7", *state]) == 0
+    assert main(["token", "list", *state]) == 0
+    out = capsys.readouterr().out
+    assert "rack 7  revoked" in out
+    assert made not in out
+
+
+def test_it_speaks_tls_with_a_certificate(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    cert, pem = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+    with serving(tmp_path, "--cert", str(cert), "--key", str(pem)) as server:
+        port = int(server.url.rpartition(":")[2])
+        assert server.url.startswith("https://")
+        assert ssl.get_server_certificate(("127.0.0.1", port)) == cert.read_text()
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def test_what_never_changes_is_kept_for_ever_and_the_timestamp_shortly(server: Server) -> None:
+    blob = server.ask("GET", f"/payloads/os/1.0.0/{HASH}.blob")
+    stamp = server.ask("GET", "/metadata/timestamp.json")
+
+    assert blob.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert len(blob.content) == 256_000
+    assert stamp.headers["cache-control"].startswith("public, max-age=30,")
+
+
+def test_a_range_is_answered_with_that_range(server: Server) -> None:
+    path = f"/payloads/os/1.0.0/{HASH}.blob"
+
+    part = server.ask("GET", path, headers={"Range": "bytes=256-259"})
+    past = server.ask("GET", path, headers={"Range": "bytes=256000-"})
+
+    assert (part.status_code, part.content) == (206, b"\x00\x01\x02\x03")
+    assert part.headers["content-range"] == "bytes 256-259/256000"
+    assert past.status_code == 416
+
+
+@pytest.mark.parametrize("path", [f"payloads/os/1.0.0/{HASH}.blob", "metadata/timestamp.json"])
+def test_what_a_caller_has_is_not_sent_again(server: Server, path: str) -> None:
+    tag = server.ask("HEAD", f"/{path}").headers["etag"]
+
+    again = server.ask("GET", f"/{path}", headers={"If-None-Match": f'"other", W/{tag}'})
+    other = server.ask("GET", f"/{path}", headers={"If-None-Match": '"other"'})
+
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == tag
+    assert other.status_code == 200
+
+
+@pytest.mark.case(98)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metadata/../../secret",
+        "/metadata/..%2f..%2fsecret",
+        "/metadata/%2e%2e/%2e%2e/secret",
+        "/payloads/os/../../../secret",
+        "/payloads/os/..%2f1.0.0/x.blob",
+        "/metadata//etc/passwd",
+        "/targets/channels/../../../secret",
+        "/payloads/os/1.0.0",
+        "/payloads/",
+        "/metadata/1.root.json%00",
+        "/metadata/1.root.json%0a",
+        "/.staged/root.json",
+        "/metadata/..%2f.staged%2froot.json",
+        "/.lock",
+    ],
+)
+def test_nothing_but_the_repository_is_served(server: Server, path: str) -> None:
+    raw = requests.Request("GET", server.url + "/x").prepare()
+    raw.url = server.url + path  # as it is written
+
+    answer = server.session.send(raw, timeout=PATIENCE)
+
+    assert answer.status_code == 404
+    assert "secret" not in answer.text
+
+
+# Reports -----------------------------------------------------------------------------------------
+
+
+def rows(server_state: Path, question: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(server_state / "server.sqlite") as database:
+        return database.execute(question).fetchall()
+
+
+def test_a_report_that_comes_twice_or_late_changes_nothing(tmp_path: Path) -> None:
+    new = report(sequence=3, version=Version("1.1.0"), state="idle")
+
+    with serving(tmp_path) as server:
+        server.post(report(sequence=2, state="rebooting"), new)
+        server.post(new)
+        server.post(report(sequence=1, state="installing"))
+
+    state = tmp_path / "state"
+    assert rows(state, "SELECT version, state, sequence FROM hosts") == [("1.1.0", "idle", 3)]
+    assert rows(state, "SELECT sequence FROM events ORDER BY sequence") == [(1,), (2,), (3,)]
+
+
+def test_a_sign_of_life_moves_what_is_seen_and_tells_no_new_story(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.post(report(sequence=2))
+        server.post(report(sequence=2, name="renamed"))
+
+    assert rows(tmp_path / "state", "SELECT name FROM hosts") == [("renamed",)]
+    assert rows(tmp_path / "state", "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_a_host_that_lost_its_disk_begins_another_queue_and_is_heard(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.post(report(sequence=90))
+        server.post(report(sequence=1, queue="e" * 32, version=Version("1.1.0")))
+
+    assert rows(tmp_path / "state", "SELECT version, sequence FROM hosts") == [("1.1.0", 1)]
+
+
+# Keeping -----------------------------------------------------------------------------------------
+
+
+def test_a_copy_made_while_it_serves_is_whole_and_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, state = tmp_path / "copy.sqlite", ["--state", str(tmp_path / "state")]
+    with serving(tmp_path) as server:
+        server.post(report(1))
+        assert main(["backup", str(copy), *state]) == 0
+        server.post(report(2))
+    assert main(["backup", str(copy), *state]) == 4
+    assert "is there already" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    copy.rename(tmp_path / "state/server.sqlite")
+
+    with serving(tmp_path, tokens=server.tokens) as again:
+        assert again.api("/v1/hosts")["total"] == 1
+        assert again.post(report(2))["taken"] == 1
+
+
+def test_what_is_months_old_is_forgotten_and_the_host_is_not(tmp_path: Path) -> None:
+    database = tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    with database.begin() as connection:
+        store(database, connection, [report(1, 1), report(2, 1)], NOON)
+        store(database, connection, [report(1, 2)], NOON + timedelta(days=90))
+        before = int((NOON + timedelta(days=1)).timestamp())
+
+        assert tables.forget(connection, before, limit=1) == 1
+        assert tables.forget(connection, before, limit=9) == 1
+        assert tables.forget(connection, before, limit=9) == 0
+        assert len(figures.timeline(connection, host_named(1))) == 1
+        assert figures.page(connection, figures.Wanted()).total == 2
+    database.close()
+
+
+def test_prometheus_learns_how_hosts_stand(server: Server) -> None:
+    server.post(report(1), report(2, state="trial"))
+
+    text = server.ask("GET", "/metrics").text
+
+    assert 'update_server_hosts{channel="stable",state="trial"} 1.0' in text
+    assert 'update_server_up{of="database"} 1.0' in text
+    assert 'update_server_up{of="repository"} 0.0' in text
+    assert 'update_server_reports_total{result="taken"}' in text

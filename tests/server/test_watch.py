@@ -1,0 +1,238 @@
+"""What the server does by itself: halts, holds, freshness; and that people learn of it."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from tests.publisher import Team, seen_by_us
+from tests.server.town import NEW, OLD, Town, town
+from update_agent.core.budget import Budget
+from update_agent.server import desk, figures
+from update_agent.server.watch import News, webhook
+
+HOSTS = range(1, 1001)
+SLOWLY = "10%:1h 100%:1h@+3h"
+
+
+@pytest.fixture
+def here(team: Team, tmp_path: Path) -> Iterator[Town]:
+    with town(team, tmp_path) as made:
+        made.hosts(HOSTS, version=OLD)
+        yield made
+
+
+def test_a_rollout_that_fails_is_halted_for_hosts_and_people(
+    here: Town, team: Team, tmp_path: Path
+) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 98), "confirmed")
+    here.ended(range(98, 100), "fell-back", "not healthy: nginx.service failed")
+    here.look()
+    assert here.paused() == ""
+
+    here.ended(range(100, 101), "fell-back", "not healthy: nginx.service failed")
+    here.look()
+    here.look()
+
+    paused = here.channel.paused
+    assert paused
+    assert paused.author == "update-server: budget"
+    assert paused.reason == (
+        "3 of 100 hosts that tried 1.1.0 failed (3.0%; 2 % are allowed): 3 fell back"
+    )
+    assert here.channel.quarantined == (NEW,)
+    assert seen_by_us(team, tmp_path / "host").channel == ("1.1.0", True, 4)
+    assert [(it.action, it.version) for it in here.news] == [("halted", "1.1.0")]
+    with here.site.database.read() as connection:
+        deed = figures.deeds(connection, "stable")[0]
+    assert (deed.author, deed.action, deed.reason) == (paused.author, "halt", paused.reason)
+
+
+def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "confirmed")
+    here.away(range(101, 104))
+    here.passes(minutes=29)
+    assert here.paused() == ""
+
+    here.passes(minutes=1)
+
+    assert "3 did not come back" in here.paused()
+
+
+def test_hosts_that_came_back_and_are_never_confirmed_halt_a_rollout(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "confirmed")
+    here.hosts(range(101, 104), state="trial", version=NEW, target=NEW)
+    here.passes(minutes=20)
+    here.sequence -= 1  # a sign of life
+    here.hosts(range(101, 104), state="trial", version=NEW, target=NEW)
+
+    here.passes(minutes=10)
+
+    assert "3 came back and were not confirmed" in here.paused()
+
+
+def test_a_reboot_by_a_wrong_clock_is_measured_by_the_servers(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "confirmed")
+    here.sequence += 1
+    here.hosts(range(101, 104), state="rebooting", target=NEW, since=here.now - timedelta(days=9))
+
+    here.passes(minutes=29)
+
+    assert here.paused() == ""
+
+
+def test_who_resumes_after_a_halt_is_not_halted_again_for_the_same(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    here.look()
+    assert here.paused()
+
+    here.act(desk.Resume(reason="a switch was broken"))
+    here.passes(minutes=1)
+    here.passes(minutes=1)
+    assert here.paused() == ""
+    assert here.channel.quarantined == ()
+
+    here.ended(range(101, 201), "fell-back")
+    here.passes(minutes=1)
+    assert here.paused()
+
+
+def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 50), "confirmed")
+    here.passes(minutes=177)
+    assert here.paused() == ""
+
+    here.passes(minutes=1)
+    assert here.paused() == "49 hosts run 1.1.0; the wave after 10 % of all opens when 50 do"
+    here.passes(minutes=30)
+    here.ended(range(50, 51), "confirmed")
+    here.passes(minutes=10)
+
+    rollout = here.channel.rollout
+    assert rollout
+    assert (rollout.paused, rollout.held) == (None, 40 * 60)
+    assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+
+
+def test_a_person_who_pauses_meanwhile_is_not_overruled(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.passes(minutes=178)
+    assert here.paused()
+
+    here.act(desk.Pause(reason="lunch"))
+    here.ended(range(1, 101), "confirmed")
+    here.passes(minutes=10)
+
+    assert here.paused() == "lunch"
+
+
+def test_each_channel_has_its_own_budget(here: Town) -> None:
+    budget = Budget(failures=500_000, sample=10)
+    desk.set_budget(
+        here.site, "stable", desk.SetBudget(reason="a lab", budget=budget), author="ann"
+    )
+    here.promote(SLOWLY)
+    here.ended(range(1, 6), "confirmed")
+    here.ended(range(6, 11), "fell-back")
+    here.look()
+    assert here.paused() == ""
+
+    here.ended(range(11, 12), "refused")
+    here.look()
+
+    assert "(54.5%; 50 % are allowed): 5 fell back, 1 refused it" in here.paused()
+
+
+def test_a_new_release_begins_with_a_new_account(here: Town) -> None:
+    here.promote()
+    here.ended(range(1, 101), "fell-back")
+    here.look()
+    before = desk.account(here.site, "stable")
+
+    after = desk.current(here.site, here.channel.promote(
+        OLD, here.channel.changes[-1], downgrade_from=[NEW]
+    ))  # fmt: skip
+
+    assert before.halted
+    assert (after.version, after.halted) == ("1.0.0", False)
+
+
+@pytest.mark.case(101)
+def test_the_timestamp_is_signed_anew_when_it_is_some_hours_old(here: Town, team: Team) -> None:
+    stamp = team.www / "metadata/timestamp.json"
+    here.look()
+    first = stamp.read_bytes()
+
+    here.passes(hours=5)
+    assert stamp.read_bytes() == first
+    here.passes(hours=2)
+
+    assert stamp.read_bytes() != first
+
+
+def test_without_keys_it_looks_on_and_says_what_it_lacks(here: Town) -> None:
+    object.__setattr__(here.site, "keys", ())
+    here.look()
+
+    with pytest.raises(Exception, match="this server has no keys"):
+        here.act(desk.Pause(reason="lunch"))
+
+
+# Telling people ----------------------------------------------------------------------------------
+
+
+class Chat(BaseHTTPRequestHandler):
+    """Takes what it is told, after as many failures as it has left."""
+
+    fails = 1
+    heard: ClassVar[list[dict[str, str]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if Chat.fails:
+            Chat.fails -= 1
+            self.send_error(503)
+            return
+        Chat.heard.append(json.loads(body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+NEWS = News(channel="stable", version="1.1.0", action="halted", reason="3 of 100 hosts failed")
+
+
+def test_a_webhook_gets_a_sentence_and_its_parts_also_at_the_second_try() -> None:
+    with HTTPServer(("127.0.0.1", 0), Chat) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        webhook(f"http://127.0.0.1:{server.server_port}/hook")(NEWS)
+        server.shutdown()
+        thread.join()
+
+    assert Chat.heard == [
+        {
+            "text": "channel stable: 1.1.0 halted: 3 of 100 hosts failed", "channel": "stable",
+            "version": "1.1.0", "action": "halted", "reason": "3 of 100 hosts failed",
+        }
+    ]  # fmt: skip
+
+
+def test_a_webhook_that_does_not_answer_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    webhook("http://127.0.0.1:1/hook")(NEWS)
+    webhook(None)(NEWS)
+
+    assert [it.levelname for it in caplog.records] == ["WARNING", "WARNING", "ERROR"]

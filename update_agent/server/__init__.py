@@ -1,0 +1,1 @@
+"""update-server: the repository, reports of hosts, and who steers a rollout."""

@@ -1,0 +1,244 @@
+"""Where channels are changed: by people, and by the server itself; each change with its reason.
+
+A change is signed with the online keys and published at once, under the repository's own lock; so
+two at a time, here or by update-publish, come one after the other. What was done, by whom, why and
+with what result is written down, also when it failed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated
+
+import sqlalchemy as sql
+from msgspec import Meta
+
+from update_agent.core import document, plan
+from update_agent.core.budget import Budget
+from update_agent.core.channel import BY_WAVES, Change, Channel
+from update_agent.core.document import DocumentError, Time
+from update_agent.core.version import Version
+from update_agent.errors import HostError, UpdateAgentError
+from update_agent.publish import channels
+from update_agent.publish.repository import Repository
+from update_agent.server.site import Site
+from update_agent.server.tables import audit, rollouts, seconds
+
+Because = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""Why somebody does something."""
+Plan = Annotated[str, Meta(max_length=2000)]
+"""Waves, such as ``1%:1h 10%:4h@+3h 100%:1d``."""
+
+Edit = Callable[[Repository, Channel, Change], Channel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promote:
+    """Offer a release."""
+
+    reason: Because
+    version: Version
+    waves: Plan = ""
+    """None: everyone at once."""
+    deadline: Time | None = None
+
+    @property
+    def what(self) -> str:
+        """In the words of ``update-publish``."""
+        return f"promoted {self.version}"
+
+    def edit(self, repository: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel that offers it."""
+        channels.want_release(repository, it.product, self.version)
+        return it.promote(self.version, change, waves=plan.read(self.waves), deadline=self.deadline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replan:
+    """Give the running rollout other waves."""
+
+    reason: Because
+    waves: Plan
+
+    @property
+    def what(self) -> str:
+        """In the words of ``update-publish``."""
+        return "changed waves"
+
+    def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel with other waves."""
+        deadline = it.rollout.deadline if it.rollout else None
+        return it.reschedule(change, waves=plan.read(self.waves), deadline=deadline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Offer the release to no further host."""
+
+    reason: Because
+    what = "paused"
+
+    def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel with a pause."""
+        return it.pause(change)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Go on after a pause or a halt."""
+
+    reason: Because
+    what = "resumed"
+
+    def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel without a pause."""
+        return it.go_on(change)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Let the next wave open: end the pause that waited for hosts, if it is still that."""
+
+    reason: Because
+    what = "opened the next wave"
+
+    def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel without that pause."""
+        return it.resume(change) if it.paused and it.paused.author == BY_WAVES else it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    """Let no host install the release any more, nor boot what it installed."""
+
+    reason: Because
+    what = "halted"
+
+    def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
+        """Return the channel with a pause, and the version in quarantine."""
+        return it.halt(change)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetBudget:
+    """Say what a channel's rollouts may cost."""
+
+    reason: Because
+    budget: Budget
+
+
+Deed = Promote | Replan | Pause | Resume | Open | Halt
+
+
+def act(site: Site, name: str, deed: Deed, author: str) -> channels.Edited:
+    """Change the channel ``name`` and publish it. Raises HostError, ReleaseError."""
+    action = type(deed).__name__.lower()
+    try:
+        edited = _published(site, name, deed, author)
+    except UpdateAgentError as error:
+        note(site, name, author=author, action=action, reason=deed.reason, result=str(error))
+        raise
+    result = deed.what if edited.changed else "it was so before"
+    if not edited.public:
+        result = "it waits for signatures"
+    note(site, name, author=author, action=action, reason=deed.reason, result=result)
+    if not edited.public:
+        raise HostError(
+            f"channel {name} waits for signatures", hint="update-publish status says whose"
+        )
+    return edited
+
+
+def _published(site: Site, name: str, deed: Deed, author: str) -> channels.Edited:
+    if not site.keys:
+        raise HostError(
+            "this server has no keys, so it cannot change channels",
+            hint="update-server serve --keys FOLDER, with the online keys",
+        )
+    repository = site.repository()
+    change = Change(time=repository.now, author=author, what=deed.what, reason=deed.reason)
+    return channels.edit(repository, name, lambda it: deed.edit(repository, it, change))
+
+
+def note(site: Site, channel: str, *, author: str, action: str, reason: str, result: str) -> None:
+    """Write down what was done."""
+    row = {
+        "time": seconds(site.now()), "author": author, "channel": channel, "action": action,
+        "reason": reason, "result": result[:500],
+    }  # fmt: skip
+    with site.database.begin() as connection:
+        connection.execute(sql.insert(audit).values(row))
+
+
+# Budgets -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What a channel's rollouts may cost, and what the running one is held to."""
+
+    budget: Budget
+    version: str | None
+    counted_from: int
+    halted: bool
+    """By this server, and not resumed since."""
+
+
+def account(site: Site, name: str) -> Account:
+    """Return a channel's account, with the default budget where none was set."""
+    with site.database.read() as connection:
+        row = connection.execute(sql.select(rollouts).where(rollouts.c.channel == name)).first()
+    if row is None:
+        return Account(budget=Budget(), version=None, counted_from=0, halted=False)
+    try:
+        budget = document.decode(row.budget.encode(), Budget, f"budget of {name}")
+    except DocumentError as error:
+        raise HostError(str(error), hint="set the budget anew") from error
+    return Account(
+        budget=budget, version=row.version, counted_from=row.counted_from, halted=row.halted
+    )
+
+
+def keep(site: Site, name: str, kept: Account) -> None:
+    """Store a channel's account."""
+    row = {
+        "channel": name, "budget": document.encode(kept.budget).decode(),
+        "version": kept.version, "counted_from": kept.counted_from, "halted": kept.halted,
+    }  # fmt: skip
+    insert = site.database.insert(rollouts).values(row)
+    with site.database.begin() as connection:
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=[rollouts.c.channel], set_=row)
+        )
+
+
+def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> Account:
+    """Say what the rollouts of the channel ``name`` may cost. Raises HostError."""
+    channels.find(site.repository(), name)
+    kept = replace(account(site, name), budget=wanted.budget)
+    keep(site, name, kept)
+    note(
+        site, name, author=author, action="budget", reason=wanted.reason,
+        result=document.encode(wanted.budget).decode().replace("\n", ""),
+    )  # fmt: skip
+    return kept
+
+
+def current(site: Site, it: Channel) -> Account:
+    """Return the account of what the channel ``it`` offers now, as of its newest promotion.
+
+    After a halt that somebody resumed, counting begins anew: whoever did it has looked.
+    """
+    kept = account(site, it.channel)
+    if it.version is None or it.rollout is None:
+        return kept
+    started = int(it.rollout.started.timestamp())
+    if kept.version != it.version.text or kept.counted_from < started:
+        return replace(kept, version=it.version.text, counted_from=started, halted=False)
+    if kept.halted and not it.rollout.paused:
+        return replace(kept, counted_from=_now(site.now()), halted=False)
+    return kept
+
+
+def _now(now: datetime) -> int:
+    return int(now.timestamp())

@@ -1,0 +1,373 @@
+"""Questions to the database: how hosts stand, by channel, version, reason; what happened to one.
+
+Whatever is shown of many hosts is counted by the database; lists come in pages. Times are seconds
+since 1970 in UTC.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import sqlalchemy as sql
+from msgspec import Meta
+from sqlalchemy.engine import Connection
+
+from update_agent.core.budget import Budget, Tally
+from update_agent.server.tables import attempts, audit, events, hosts, samples
+
+LATELY = 86400
+"""Seconds; a host that was not heard of for longer counts for no rollout."""
+_AWAY = ("rebooting", "trial")
+"""States between an old release and a new one that is confirmed."""
+_FAILED = ("fell-back", "refused")
+
+SAMPLED = 300
+"""Seconds between two samples of which versions run."""
+
+Limit = Annotated[int, Meta(ge=1, le=500)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A host as it reported last."""
+
+    host: str
+    name: str
+    product: str
+    architecture: str
+    version: str
+    agent: str
+    channel: str
+    group: str | None
+    slot: str | None
+    place: int | None
+    state: str
+    since: int
+    reason: str | None
+    sentence: str | None
+    waits_since: int | None
+    until: int | None
+    attempt: str | None
+    target: str | None
+    step: str | None
+    done: int | None
+    size: int | None
+    rate: int | None
+    time: int
+    seen: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which hosts to list, and where to begin."""
+
+    channel: str | None = None
+    version: str | None = None
+    state: str | None = None
+    reason: str | None = None
+    search: Annotated[str, Meta(max_length=100)] = ""
+    """A part of the name, or the beginning of the id."""
+    after: Annotated[str, Meta(max_length=400)] = ""
+    """``next`` of the page before."""
+    limit: Limit = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some hosts, by name; ``next`` leads to the page after it."""
+
+    hosts: tuple[Host, ...]
+    total: int
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How many hosts have one version."""
+
+    version: str
+    hosts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """How many hosts are in one state for one reason; one of their sentences stands for all."""
+
+    state: str
+    reason: str | None
+    hosts: int
+    sentence: str | None
+    until: int | None
+    """When the first of them goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """How many attempts ended in one way for one cause."""
+
+    version: str
+    outcome: str
+    why: str
+    hosts: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A change of a host."""
+
+    time: int
+    version: str
+    state: str
+    reason: str | None
+    sentence: str | None
+    attempt: str | None
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An attempt that ended. Sizes in bytes."""
+
+    attempt: str
+    running: str
+    version: str
+    began: int
+    ended: int
+    outcome: str
+    why: str
+    log: str
+    fetched: int
+    saved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deed:
+    """What somebody did to a channel."""
+
+    time: int
+    author: str
+    channel: str
+    action: str
+    reason: str
+    result: str
+
+
+def page(connection: Connection, wanted: Wanted) -> Page:
+    """Return some hosts."""
+    conditions = _conditions(wanted)
+    total = connection.scalar(sql.select(sql.func.count()).select_from(hosts).where(*conditions))
+    if wanted.after:
+        name, _, host = wanted.after.rpartition(" ")
+        conditions.append(sql.tuple_(hosts.c.name, hosts.c.host) > sql.tuple_(name, host))
+    rows = connection.execute(
+        sql.select(hosts)
+        .where(*conditions)
+        .order_by(hosts.c.name, hosts.c.host)
+        .limit(wanted.limit + 1)
+    ).all()
+    found = tuple(_host(row) for row in rows[: wanted.limit])
+    more = len(rows) > wanted.limit
+    return Page(
+        hosts=found, total=total or 0, next=f"{found[-1].name} {found[-1].host}" if more else None
+    )
+
+
+def host(connection: Connection, name: str) -> Host | None:
+    """Return one host, by its id."""
+    row = connection.execute(sql.select(hosts).where(hosts.c.host == name)).first()
+    return _host(row) if row else None
+
+
+def timeline(connection: Connection, name: str, limit: int = 200) -> list[Event]:
+    """Return what happened to a host, the newest first."""
+    columns = [events.c[it] for it in Event.__dataclass_fields__]
+    rows = connection.execute(
+        sql.select(*columns).where(events.c.host == name).order_by(events.c.id.desc()).limit(limit)
+    )
+    return [Event(**row._mapping) for row in rows]  # noqa: SLF001  SQLAlchemy's public name
+
+
+def attempts_of(connection: Connection, name: str, limit: int = 50) -> list[Attempt]:
+    """Return a host's attempts that ended, the newest first."""
+    columns = [attempts.c[it] for it in Attempt.__dataclass_fields__]
+    rows = connection.execute(
+        sql.select(*columns)
+        .where(attempts.c.host == name)
+        .order_by(attempts.c.ended.desc())
+        .limit(limit)
+    )
+    return [Attempt(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def versions(connection: Connection, channel: str) -> list[Share]:
+    """Return how many hosts of a channel run what, the most first."""
+    rows = connection.execute(
+        sql.select(hosts.c.version, sql.func.count().label("count"))
+        .where(hosts.c.channel == channel)
+        .group_by(hosts.c.version)
+        .order_by(sql.desc("count"), hosts.c.version)
+    )
+    return [Share(version=row.version, hosts=row.count) for row in _typed(rows)]
+
+
+def waiting(connection: Connection, channel: str) -> list[Waiting]:
+    """Return how many hosts of a channel are in which state, and why, the most first."""
+    rows = connection.execute(
+        sql.select(
+            hosts.c.state, hosts.c.reason, sql.func.count().label("count"),
+            sql.func.min(hosts.c.sentence).label("sentence"),
+            sql.func.min(hosts.c.until).label("until"),
+        )
+        .where(hosts.c.channel == channel)
+        .group_by(hosts.c.state, hosts.c.reason)
+        .order_by(sql.desc("count"), hosts.c.state)
+    )  # fmt: skip
+    return [
+        Waiting(
+            state=row.state, reason=row.reason, hosts=row.count, sentence=row.sentence,
+            until=row.until,
+        )
+        for row in _typed(rows)
+    ]  # fmt: skip
+
+
+def failures(connection: Connection, channel: str, since: int, limit: int = 50) -> list[Failure]:
+    """Return the attempts of a channel that failed since then, by cause, the most first."""
+    rows = connection.execute(
+        sql.select(
+            attempts.c.version, attempts.c.outcome, attempts.c.why,
+            sql.func.count().label("count"), sql.func.max(attempts.c.seen).label("last"),
+        )
+        .where(
+            attempts.c.channel == channel, attempts.c.outcome.in_(_FAILED),
+            attempts.c.seen >= since,
+        )
+        .group_by(attempts.c.version, attempts.c.outcome, attempts.c.why)
+        .order_by(sql.desc("count"), sql.desc("last"))
+        .limit(limit)
+    )  # fmt: skip
+    return [
+        Failure(
+            version=row.version, outcome=row.outcome, why=row.why, hosts=row.count, last=row.last
+        )
+        for row in _typed(rows)
+    ]
+
+
+def sample(connection: Connection, insert: Any, now: int) -> None:  # noqa: ANN401
+    """Remember how many hosts run what; ``insert`` is of the database's dialect."""
+    time = now - now % SAMPLED
+    if connection.scalar(sql.select(samples.c.time).where(samples.c.time == time).limit(1)):
+        return
+    rows = connection.execute(
+        sql.select(hosts.c.channel, hosts.c.version, sql.func.count().label("count"))
+        .where(hosts.c.seen >= now - LATELY)
+        .group_by(hosts.c.channel, hosts.c.version)
+    )
+    found = [
+        {"channel": row.channel, "version": row.version, "time": time, "hosts": row.count}
+        for row in _typed(rows)
+    ]
+    if found:
+        connection.execute(insert.on_conflict_do_nothing(), found)
+
+
+def history(connection: Connection, channel: str, since: int) -> list[tuple[int, str, int]]:
+    """Return (time, version, hosts) of a channel from then on, the oldest first."""
+    rows = connection.execute(
+        sql.select(samples.c.time, samples.c.version, samples.c.hosts)
+        .where(samples.c.channel == channel, samples.c.time >= since)
+        .order_by(samples.c.time)
+    )
+    return [(row.time, row.version, row.hosts) for row in _typed(rows)]
+
+
+def tally(
+    connection: Connection, channel: str, version: str, budget: Budget, *, since: int, now: int
+) -> Tally:
+    """Return how the hosts of a channel stand with ``version``, counted from ``since`` on."""
+    away = sql.and_(
+        hosts.c.state.in_(_AWAY), hosts.c.target == version, hosts.c.changed >= since,
+        hosts.c.changed <= now - budget.silence,
+    )  # fmt: skip
+    quiet = hosts.c.seen <= now - budget.silence
+    runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
+    stands = connection.execute(
+        sql.select(
+            sql.func.count().label("hosts"), _count(runs).label("running"),
+            _count(sql.and_(away, quiet)).label("silent"),
+            _count(sql.and_(away, sql.not_(quiet))).label("stuck"),
+        ).where(hosts.c.channel == channel, hosts.c.seen >= now - LATELY)
+    ).one()  # fmt: skip
+    ended = connection.execute(
+        sql.select(attempts.c.outcome, sql.func.count().label("count"))
+        .where(
+            attempts.c.channel == channel,
+            attempts.c.version == version,
+            attempts.c.seen >= since,
+        )
+        .group_by(attempts.c.outcome)
+    )
+    outcomes = {row.outcome: row.count for row in _typed(ended)}
+    return Tally(
+        hosts=stands.hosts, running=stands.running or 0, silent=stands.silent or 0,
+        stuck=stands.stuck or 0, confirmed=outcomes.get("confirmed", 0),
+        fell_back=outcomes.get("fell-back", 0), refused=outcomes.get("refused", 0),
+    )  # fmt: skip
+
+
+def by_channel(connection: Connection) -> dict[str, int]:
+    """Return how many hosts follow each channel."""
+    rows = connection.execute(
+        sql.select(hosts.c.channel, sql.func.count().label("count")).group_by(hosts.c.channel)
+    )
+    return {row.channel: row.count for row in _typed(rows)}
+
+
+def by_state(connection: Connection) -> list[tuple[str, str, int]]:
+    """Return how many hosts of each channel are in each state: (channel, state, hosts)."""
+    rows = connection.execute(
+        sql.select(hosts.c.channel, hosts.c.state, sql.func.count().label("count")).group_by(
+            hosts.c.channel, hosts.c.state
+        )
+    )
+    return [(row.channel, row.state, row.count) for row in _typed(rows)]
+
+
+def deeds(connection: Connection, channel: str | None = None, limit: int = 100) -> list[Deed]:
+    """Return what was done to channels, the newest first."""
+    question = sql.select(*(audit.c[it] for it in Deed.__dataclass_fields__))
+    if channel:
+        question = question.where(audit.c.channel == channel)
+    rows = connection.execute(question.order_by(audit.c.id.desc()).limit(limit))
+    return [Deed(**row._mapping) for row in rows]  # noqa: SLF001
+
+
+def _conditions(wanted: Wanted) -> list[Any]:
+    named = ("channel", "version", "state", "reason")
+    found: list[Any] = [
+        hosts.c[name] == value for name in named if (value := getattr(wanted, name))
+    ]
+    if wanted.search:
+        found.append(
+            sql.or_(
+                hosts.c.name.contains(wanted.search, autoescape=True),
+                hosts.c.host.startswith(wanted.search, autoescape=True),
+            )
+        )
+    return found
+
+
+def _count(condition: Any) -> Any:  # noqa: ANN401  expressions of SQL
+    return sql.func.sum(sql.case((condition, 1), else_=0))
+
+
+def _host(row: Any) -> Host:  # noqa: ANN401
+    known = row._mapping  # noqa: SLF001
+    return Host(**{name: known[name] for name in Host.__dataclass_fields__})
+
+
+def _typed(rows: Any) -> Sequence[Any]:  # noqa: ANN401  rows whose columns we named
+    found: Sequence[Any] = rows.all()
+    return found

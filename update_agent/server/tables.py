@@ -1,0 +1,274 @@
+"""What the server remembers, as tables: hosts as they stand, what happened, who may do what.
+
+SQLite in a file, or PostgreSQL for several servers side by side. Times are whole seconds since 1970
+in UTC. What pages show of 100,000 hosts is counted here, by indexes, and never in Python.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import sqlalchemy as sql
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from update_agent.errors import HostError
+
+metadata = MetaData()
+
+SCHEMA = 1
+"""Goes up when tables change so that an older server cannot use them."""
+
+_BUSY = 10.0
+"""Seconds that SQLite waits for another writer."""
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits on both."""
+
+schema = Table("schema", metadata, Column("version", Integer, primary_key=True))
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("sequence", Number, nullable=False),
+    Column("time", Number, nullable=False),
+    Column("seen", Number, nullable=False),
+    Column("changed", Number, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("product", Text, nullable=False),
+    Column("architecture", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("group", Text),
+    Column("slot", Text),
+    Column("place", Integer),
+    Column("state", Text, nullable=False),
+    Column("since", Number, nullable=False),
+    Column("reason", Text),
+    Column("sentence", Text),
+    Column("waits_since", Number),
+    Column("until", Number),
+    Column("attempt", Text),
+    Column("target", Text),
+    Column("step", Text),
+    Column("done", Number),
+    Column("size", Number),
+    Column("rate", Number),
+    Index("hosts_by_version", "channel", "version"),
+    Index("hosts_by_state", "channel", "state", "reason"),
+    Index("hosts_by_name", "name"),
+)
+"""The newest report of each host. Of the server's clock: when it was ``seen``, and ``changed``."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Number, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("sequence", Number, nullable=False),
+    Column("time", Number, nullable=False),
+    Column("seen", Number, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("sentence", Text),
+    Column("attempt", Text),
+    Column("target", Text),
+    Index("events_once", "host", "queue", "sequence", unique=True),
+    Index("events_by_age", "seen"),
+)
+"""Every change of a host."""
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("attempt", Text, primary_key=True),
+    Column("channel", Text, nullable=False),
+    Column("running", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("began", Number, nullable=False),
+    Column("ended", Number, nullable=False),
+    Column("seen", Number, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("log", Text, nullable=False),
+    Column("fetched", Number, nullable=False),
+    Column("saved", Number, nullable=False),
+    Index("attempts_by_outcome", "channel", "version", "outcome", "seen"),
+    Index("attempts_by_age", "seen"),
+)
+"""Attempts that ended."""
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("created", Number, nullable=False),
+    Column("revoked", Number),
+)
+"""Who may do what. Of a token, its SHA-256."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Number, primary_key=True),
+    Column("time", Number, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Index("audit_by_channel", "channel", "id"),
+)
+"""What people and the server itself did to channels, and what came of it."""
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    Column("budget", Text, nullable=False),
+    Column("version", Text),
+    Column("counted_from", Number, nullable=False),
+    Column("halted", Boolean, nullable=False),
+)
+"""What a channel's rollout may cost (JSON), since when that is counted, whether it was too much."""
+
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    Column("time", Number, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("hosts", Integer, nullable=False),
+)
+"""How many hosts of a channel ran what, every few minutes."""
+
+
+class _Upsert(Protocol):
+    """What both dialects' inserts offer."""
+
+    def __call__(self, table: Table) -> Any: ...  # noqa: ANN401
+
+
+class DatabaseError(HostError):
+    """The database cannot be used."""
+
+
+class Database:
+    """A database with our tables in it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.insert: _Upsert = (
+            sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        )
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Yield a connection that commits at the end. Raises DatabaseError."""
+        with _translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection to look with. Raises DatabaseError."""
+        with _translated(), self.engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def opened(url: str) -> Database:
+    """Return the database at ``url``, with tables. Raises DatabaseError."""
+    with _translated():
+        engine = _engine(url)
+        database = Database(engine)
+    with database.begin() as connection:
+        metadata.create_all(connection)
+        found = connection.scalar(sql.select(schema.c.version))
+        if found is None:
+            connection.execute(
+                database.insert(schema).values(version=SCHEMA).on_conflict_do_nothing()
+            )
+        elif found != SCHEMA:
+            raise DatabaseError(
+                f"the database has tables of the kind {found}, wanted {SCHEMA}",
+                hint="run the update-server that made them, or a newer one",
+            )
+    return database
+
+
+def copy(database: Database, to: Path) -> None:
+    """Copy a SQLite database as it is at one moment to the file ``to``. Raises DatabaseError."""
+    if to.exists():
+        raise DatabaseError(f"{to} is there already", hint="name a new file")
+    with _translated(), database.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(to),))
+
+
+def forget(connection: Connection, before: int, limit: int) -> int:
+    """Remove at most ``limit`` changes and attempts from before that time; return how many."""
+    count = 0
+    for table, key in ((events, events.c.id), (attempts, attempts.c.attempt)):
+        old = sql.select(key).where(table.c.seen < before).limit(limit)
+        count += connection.execute(sql.delete(table).where(key.in_(old))).rowcount
+    old_samples = sql.delete(samples).where(samples.c.time < before)
+    return count + connection.execute(old_samples).rowcount
+
+
+def seconds(time: datetime | None) -> int | None:
+    """Return ``time`` as tables hold it."""
+    return None if time is None else int(time.timestamp())
+
+
+def moment(seconds: int) -> datetime:
+    """Return a time in a table."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _engine(url: str) -> Engine:
+    found = sql.make_url(url)
+    if found.get_backend_name() == "postgresql":
+        return sql.create_engine(
+            found.set(drivername="postgresql+psycopg"), pool_size=8, pool_pre_ping=True
+        )
+    if found.get_backend_name() != "sqlite":
+        raise DatabaseError(
+            f"databases of the kind {found.get_backend_name()} are not known",
+            hint="sqlite:///FILE or postgresql://USER@HOST/NAME",
+        )
+    engine = sql.create_engine(found, pool_size=8, connect_args={"timeout": _BUSY})
+    sql.event.listen(engine, "connect", _durable)
+    return engine
+
+
+def _durable(connection: Any, _: object) -> None:  # noqa: ANN401  sqlite3's own
+    """Let readers not wait for writers, and let a commit be there after a power cut."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA cache_size = -65536")
+    cursor.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        why = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise DatabaseError(f"the database failed: {why}", hint="see --database") from error

@@ -1,0 +1,165 @@
+"""What the server does by itself: halt what fails, hold waves back, sign freshness, tell people.
+
+Every few seconds each rollout is counted and judged (``core/budget.py``). Of several servers each
+does this; an edit that another made already changes nothing, so people are told once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import requests
+from starlette.concurrency import run_in_threadpool
+
+from update_agent.core import trust
+from update_agent.core.budget import Course, judge
+from update_agent.core.channel import BY_WAVES, Channel
+from update_agent.core.trust import SIGNED_AT
+from update_agent.errors import UpdateAgentError
+from update_agent.publish import channels
+from update_agent.server import desk, figures, tables
+from update_agent.server.site import Site
+from update_agent.server.tables import samples
+
+logger = logging.getLogger(__name__)
+
+BY_BUDGET = "update-server: budget"
+"""Author of halts."""
+
+TICK = 15.0
+"""Seconds between two looks."""
+_LEAD = timedelta(minutes=2)
+"""Before a wave opens: some looks, and the time for which caches keep a timestamp."""
+_REFRESH = timedelta(hours=6)
+"""After which the timestamp is signed again."""
+REMEMBERED = 90 * 86400
+"""Seconds for which changes and attempts are kept."""
+_AT_ONCE = 5000
+"""Of them removed in one look, so that reports never wait long."""
+_WEBHOOK = 10.0
+"""Seconds for one try to tell people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What people are told."""
+
+    channel: str
+    version: str
+    action: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """For chats."""
+        return f"channel {self.channel}: {self.version} {self.action}: {self.reason}"
+
+
+Tell = Callable[[News], None]
+
+
+async def watch(site: Site, tell: Tell) -> None:
+    """Look again and again, until cancelled."""
+    while True:
+        try:
+            await run_in_threadpool(look, site, tell)
+        except UpdateAgentError as error:
+            logger.warning("cannot watch rollouts: %s", error)
+        except Exception:
+            logger.exception("a defect: cannot watch rollouts")
+        await asyncio.sleep(TICK)
+
+
+def look(site: Site, tell: Tell) -> None:
+    """Count and judge every rollout, and do what follows. Raises UpdateAgentError."""
+    with site.database.begin() as connection:
+        insert = site.database.insert(samples)
+        now = int(site.now().timestamp())
+        figures.sample(connection, insert, now)
+        tables.forget(connection, now - REMEMBERED, _AT_ONCE)
+    repository = site.repository()
+    if not repository.exists or not site.keys:
+        return
+    refresh(site)
+    for it in channels.listed(repository):
+        try:
+            _judge(site, it, tell)
+        except UpdateAgentError as error:
+            logger.warning("cannot judge the rollout of channel %s: %s", it.channel, error)
+
+
+def _judge(site: Site, it: Channel, tell: Tell) -> None:
+    if it.version is None or it.rollout is None:
+        return
+    kept = desk.current(site, it)
+    if kept != desk.account(site, it.channel):
+        desk.keep(site, it.channel, kept)
+    pause = it.rollout.paused
+    if pause and pause.author != BY_WAVES:
+        return
+    now = site.now()
+    with site.database.read() as connection:
+        tally = figures.tally(
+            connection, it.channel, it.version.text, kept.budget,
+            since=kept.counted_from, now=int(now.timestamp()),
+        )  # fmt: skip
+    verdict = judge(kept.budget, it.version, it.rollout, tally, now, lead=_LEAD)
+    deed: desk.Deed | None = None
+    author = BY_WAVES
+    match verdict.course:
+        case Course.HALT:
+            deed, author = desk.Halt(reason=verdict.why), BY_BUDGET
+        case Course.HOLD if not pause:
+            deed = desk.Pause(reason=verdict.why)
+        case Course.GO if pause:
+            deed = desk.Open(reason="enough hosts run it")
+    if deed is None:
+        return
+    edited = desk.act(site, it.channel, deed, author)
+    if isinstance(deed, desk.Halt):
+        desk.keep(site, it.channel, replace(kept, halted=True))
+        site.meters.halts.inc()
+    logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
+    if edited.changed:
+        tell(
+            News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason)
+        )
+
+
+def refresh(site: Site) -> None:
+    """Sign the timestamp anew once it is some hours old, so that hosts know that it is fresh."""
+    repository = site.repository()
+    data = repository.published("timestamp")
+    if data is None:
+        return
+    text = str(trust.metadata(data).signed.unrecognized_fields.get(SIGNED_AT, ""))
+    with suppress(ValueError):
+        if site.now() - datetime.fromisoformat(text) < _REFRESH:
+            return
+    with repository.locked():
+        repository.commit(refresh=True)
+
+
+def webhook(url: str | None) -> Tell:
+    """Return how people are told: by a POST of JSON with a ``text``, as chats take it."""
+
+    def tell(news: News) -> None:
+        if url is None:
+            return
+        body = {
+            "text": news.text, "channel": news.channel, "version": news.version,
+            "action": news.action, "reason": news.reason,
+        }  # fmt: skip
+        for left in (2, 1, 0):
+            try:
+                requests.post(url, json=body, timeout=_WEBHOOK).raise_for_status()
+            except requests.RequestException as error:
+                level = logging.WARNING if left else logging.ERROR
+                logger.log(level, "cannot tell the webhook: %s", error)
+            else:
+                return
+
+    return tell
