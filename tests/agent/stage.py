@@ -62,7 +62,7 @@ def on_stage(bus: Bus, fakes: Fakes, settings: Settings = IMMEDIATE) -> Iterator
             if not ready.done():
                 ready.set_exception(error)
 
-    thread = threading.Thread(target=run, name="stage")
+    thread = threading.Thread(target=run, name="stage", daemon=True)
     thread.start()
     stage, ended = ready.result(PATIENCE)
     try:
@@ -72,6 +72,7 @@ def on_stage(bus: Bus, fakes: Fakes, settings: Settings = IMMEDIATE) -> Iterator
         if fakes.gate:
             fakes.gate.set()
         thread.join(PATIENCE)
+        assert not thread.is_alive(), "the daemon did not end"
     assert failed == []
 
 
@@ -89,7 +90,7 @@ async def _play(
         with changed:
             changed.notify_all()
 
-    daemon = Daemon(HOST, settings, _world(fakes, tell))
+    daemon = Daemon(HOST, settings, world(fakes, tell))
     service = Service(daemon, group=GROUP_ID, address=bus.address, delays=(0.01,))
     told.append(service.tell)
     serving = loop.create_task(service.serve())
@@ -105,7 +106,7 @@ async def _play(
         await asyncio.gather(serving, return_exceptions=True)
 
 
-def _world(fakes: Fakes, tell: Callable[[Daemon], None]) -> World:
+def world(fakes: Fakes, tell: Callable[[Daemon], None]) -> World:
     ids = iter(f"{number:032x}" for number in range(16**31, 16**31 + 99))
 
     def later(seconds: float, call: Callable[[], None]) -> Timer:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.agent.fakes import OFFER, START, Fakes, waiting
-from tests.agent.stage import PATIENCE, Stage, fakes, on_stage, stage
+from tests.agent.fakes import HOST, IMMEDIATE, OFFER, START, Fakes, waiting
+from tests.agent.stage import PATIENCE, Stage, world, fakes, on_stage, stage
 from tests.bus import MEMBER, OUTSIDER, ROOT_USER, Bus, Caller, bus, private_bus
 from update_agent.agent import view
 from update_agent.agent.bus import METHODS, Service, TakenError
+from update_agent.agent.daemon import Daemon
 from update_agent.agent.ports import Progress
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason
@@ -438,6 +439,26 @@ def test_it_comes_back_when_the_bus_does(stage: Stage, bus: Bus) -> None:
     stage.do(stage.service.on_bus.wait)
 
     assert asyncio.run(look())["State"] == "idle"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_ends_whatever_it_is_at(there: bool, bus: Bus, fakes: Fakes) -> None:
+    if not there:
+        bus.stop()
+    daemon = Daemon(HOST, IMMEDIATE, world(fakes, lambda _: None))
+    service = Service(daemon, group=None, address=bus.address, delays=(0,))
+
+    async def ended(turns: int) -> bool:
+        serving = asyncio.create_task(service.serve())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        serving.cancel()
+        done, _ = await asyncio.wait({serving}, timeout=PATIENCE)
+        return bool(done)
+
+    assert all(asyncio.run(ended(turns)) for turns in range(60))
+    if not there:
+        bus.start()
 
 
 def test_nobody_there_is_said_as_such(bus: Bus) -> None:

@@ -138,7 +138,8 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
             alive.cancel()
             on_bus.cancel()
             with suppress(TimeoutError):
-                await asyncio.wait_for(daemon.stop(), parts.patience)
+                async with asyncio.timeout(parts.patience):
+                    await daemon.stop()
             if reporter:
                 reporter.stop()
             await asyncio.wait({reporting}, timeout=_LAST_WORDS)

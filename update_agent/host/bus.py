@@ -75,7 +75,8 @@ class Connection:
     async def __aenter__(self) -> Self:
         try:
             self._bus = _Bus(bus_address=self._address, bus_type=BusType.SYSTEM)
-            await asyncio.wait_for(self._bus.connect(), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):  # wait_for of 3.11 may lose a cancellation
+                await self._bus.connect()
         except (OSError, EOFError, AuthError, InvalidAddressError, TimeoutError) as error:
             raise BusError(
                 f"cannot connect to the system bus: {str(error) or 'no answer'}",
@@ -99,7 +100,8 @@ class Connection:
             signature=signature, body=list(body),
         )  # fmt: skip
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), patience)
+            async with asyncio.timeout(patience):
+                reply = await self._bus.call(message)
         except (OSError, EOFError) as error:
             raise BusError(f"the bus closed the connection: {error}") from error
         except TimeoutError as error:
