@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.agent.fakes import HOST, IMMEDIATE, OFFER, START, Fakes, waiting
-from tests.agent.stage import PATIENCE, Stage, world, fakes, on_stage, stage
+from tests.agent.stage import PATIENCE, Stage, fakes, on_stage, stage, world
 from tests.bus import MEMBER, OUTSIDER, ROOT_USER, Bus, Caller, bus, private_bus
 from update_agent.agent import view
 from update_agent.agent.bus import METHODS, Service, TakenError
