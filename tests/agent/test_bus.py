@@ -442,7 +442,7 @@ def test_it_comes_back_when_the_bus_does(stage: Stage, bus: Bus) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_it_ends_whatever_it_is_at(there: bool, bus: Bus, fakes: Fakes) -> None:
+def test_it_ends_whatever_it_is_at(bus: Bus, fakes: Fakes, *, there: bool) -> None:
     if not there:
         bus.stop()
     daemon = Daemon(HOST, IMMEDIATE, world(fakes, lambda _: None))
