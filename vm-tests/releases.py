@@ -31,6 +31,15 @@ LEAN = {
 }
 """Leaves out what takes half of a boot, where it isn't the subject."""
 
+SOON = {
+    "usr/lib/systemd/system/update-agent-trial.timer.d/soon.conf": """\
+[Timer]
+OnBootSec=
+OnBootSec=45s
+"""
+}
+"""A trial with a short deadline, for one that never ends well."""
+
 PANICS = LEAN | {
     "usr/lib/systemd/system/panic.service": """\
 [Unit]
@@ -48,7 +57,22 @@ PID_1_HANGS = {
 }
 """A PID 1 that does nothing, and feeds no watchdog."""
 
-NEVER_HEALTHY = LEAN | {
+NEVER_UP = LEAN | SOON | {
+    "usr/lib/systemd/system/stuck.service": """\
+[Unit]
+DefaultDependencies=no
+Before=basic.target
+
+[Service]
+Type=oneshot
+TimeoutStartSec=infinity
+ExecStart=/bin/sleep infinity
+""",
+    "usr/lib/systemd/system/basic.target.d/stuck.conf": "[Unit]\nRequires=stuck.service\n",
+}  # fmt: skip
+"""A boot that waits for ever, with nobody to log in."""
+
+NEVER_HEALTHY = LEAN | SOON | {
     "usr/lib/systemd/system/check.service": """\
 [Unit]
 Before=boot-complete.target
@@ -58,10 +82,20 @@ Type=oneshot
 ExecStart=/bin/false
 """,
     "usr/lib/systemd/system/boot-complete.target.d/check.conf": "[Unit]\nRequires=check.service\n",
-    "usr/lib/systemd/system/update-agent-trial.timer.d/soon.conf": "[Timer]\nOnBootSec=\n"
-    "OnBootSec=60s\n",
-}
-"""Boots, but a check says that it isn't good; its deadline is short."""
+}  # fmt: skip
+"""Boots, but a check of its own says that it isn't good."""
+
+
+def without(unit: str) -> Files:
+    """Return what breaks a service of the release."""
+    broken = "[Service]\nExecStart=\nExecStart=/bin/false\n"
+    return LEAN | SOON | {f"usr/lib/systemd/system/{unit}.d/broken.conf": broken}
+
+
+WITHOUT_PYTHON = LEAN | SOON | {
+    "usr/lib/python3.11/encodings/__init__.py": "raise SystemExit('no Python here')\n"
+}  # fmt: skip
+"""No program of the agent can even begin."""
 
 
 @dataclass(kw_only=True)

@@ -1,28 +1,19 @@
 """A host that follows its channel, from power-on to the confirmed release, with nobody's hand."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import NewMachine
 from depot import Depot
-from machine import Machine
+from follower import SETTINGS, Host, slot_states
 from releases import Workshop
 from test_first_hour import HELLO, busybox_tarball, says_hello, units_that_failed
 
 from update_agent.agent.bus import METHODS
 from update_agent.core.lifecycle import State
 from update_agent.host import bus, reboot, writer
-
-SETTINGS = """\
-update.interval = "20s"
-reboot.strategy = "immediate"
-trial.soak = "3s"
-"""
 
 MIB = 1024
 """In KiB, as /proc counts."""
@@ -35,35 +26,6 @@ for unit in update-agentd update-agent-writer; do
     echo $unit $(grep VmHWM /proc/$pid/status)
 done >/media/state/peaks
 """
-
-
-@dataclass
-class Host:
-    """A machine and what it follows."""
-
-    machine: Machine
-    depot: Depot
-
-    def statuses(self) -> Iterator[Mapping[str, Any]]:
-        """Yield what the daemon says, from now on, until it goes down."""
-        for line in self.machine.lines_of("update-agentctl status --watch --json"):
-            yield json.loads(line)
-
-    def status(self) -> Mapping[str, Any]:
-        """Return what the daemon says now."""
-        return dict(self.machine.json("update-agentctl status --json"))
-
-    def confirmed(self, slot: str) -> Mapping[str, Any]:
-        """Wait until the release in ``slot`` has booted and is confirmed; return the status."""
-        self.machine.wait_for_serial(f"gptprio: slot {slot}: kernel verified")
-        self.machine.wait_until_up()
-        self.machine.wait_for_serial(r"Finished .*Confirm the booted slot")
-        return self.status()
-
-    def peaks(self) -> dict[str, int]:
-        """Return the most memory that each process had in the last update, in KiB."""
-        text = self.machine.run("cat /media/state/peaks")
-        return {name: int(kib) for name, kib in re.findall(r"(\S+) VmHWM: (\d+) kB", text)}
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +52,11 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
     workshop.forget(disk)
 
 
-def states(slots: list[dict[str, Any]]) -> dict[str, tuple[str, bool, bool]]:
-    return {it["slot"]: (it["state"], it["booted"], it["next"]) for it in slots}
-
-
 def test_before_anything_happens_all_is_said_to_be_well(host: Host) -> None:
     found = host.status()
 
     assert (found["running"], found["target"], found["failed_versions"]) == ("1.0.0", "1.0.0", [])
-    assert states(found["slots"]) == {
+    assert slot_states(found["slots"]) == {
         "A": ("successful", True, True),
         "B": ("retired", False, False),
     }
@@ -131,7 +89,7 @@ def test_a_release_that_is_promoted_is_found_installed_booted_and_confirmed(
     assert {State.CHECKING, State.INSTALLING, State.REBOOTING} <= set(seen)
     assert (found["running"], found["failed_versions"]) == (new, [])
     other = "AB".replace(slot, "")
-    assert states(found["slots"]) == {
+    assert slot_states(found["slots"]) == {
         slot: ("successful", True, True),
         other: ("successful", False, False),
     }
@@ -163,17 +121,23 @@ def carries_on(host: Host, version: str) -> None:
 def test_both_processes_together_take_little_memory(
     host: Host, figure: Callable[[str], None]
 ) -> None:
-    peaks = host.peaks()
+    most = peaks(host)
     resident = int(host.machine.run(f"grep VmRSS /proc/{daemon(host)}/status").split()[1])
     figure(
         f"memory: daemon {resident / MIB:.1f} MiB idle; at their peaks in an update "
-        + " + ".join(f"{name} {kib / MIB:.1f}" for name, kib in peaks.items())
-        + f" = {sum(peaks.values()) / MIB:.1f} MiB"
+        + " + ".join(f"{name} {kib / MIB:.1f}" for name, kib in most.items())
+        + f" = {sum(most.values()) / MIB:.1f} MiB"
     )
 
-    assert set(peaks) == {"update-agentd", "update-agent-writer"}
+    assert set(most) == {"update-agentd", "update-agent-writer"}
     assert resident <= 48 * MIB
-    assert sum(peaks.values()) <= 192 * MIB
+    assert sum(most.values()) <= 192 * MIB
+
+
+def peaks(host: Host) -> dict[str, int]:
+    """Return the most memory that each process had in the last update, in KiB."""
+    text = host.machine.run("cat /media/state/peaks")
+    return {name: int(kib) for name, kib in re.findall(r"(\S+) VmHWM: (\d+) kB", text)}
 
 
 def daemon(host: Host) -> str:
