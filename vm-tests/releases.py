@@ -93,7 +93,8 @@ def without(unit: str) -> Files:
 
 
 WITHOUT_PYTHON = LEAN | SOON | {
-    "usr/lib/python3.11/encodings/__init__.py": "raise SystemExit('no Python here')\n"
+    f"usr/lib/python3.11/encodings/{name}": "no Python here\n"
+    for name in ("__init__.py", "__pycache__/__init__.cpython-311.pyc")
 }  # fmt: skip
 """No program of the agent can even begin."""
 

@@ -78,6 +78,7 @@ def offer(host: Host, workshop: Workshop, version: str, files: Files) -> None:
 
 
 @pytest.mark.case(65)
+@pytest.mark.case(68)
 @pytest.mark.parametrize(("version", "bad"), BAD.items(), ids=NAMES)
 def test_the_old_release_comes_back_and_the_bad_one_is_remembered(
     version: str, bad: Bad, host: Host, workshop: Workshop, figure: Callable[[str], None]

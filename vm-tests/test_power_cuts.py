@@ -1,0 +1,239 @@
+"""The power goes at any moment of an update: afterwards a whole signed release boots, always.
+
+An update is run once and kept as snapshots where its phases begin. From each, the machine goes on
+for a random time and its QEMU is killed: what the guest has not flushed is partly lost, for QEMU
+keeps the map of its layer to itself until then. The disk is then judged from outside, byte by byte
+against the two images that were signed, and booted.
+"""
+
+import random
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import NewMachine
+from depot import Depot
+from follower import SETTINGS, Host
+from machine import UP, Machine
+from releases import LEAN, Workshop
+
+from update_agent.core import slot as flags
+from update_agent.core.slot import Slot
+from update_agent.core.window import DAYS
+from update_agent.host.disk import open_disk, read_tables
+
+OLD, NEW = "1.0.0", "1.1.0"
+
+CUTS = {"write": 14, "flip": 14, "trial": 10, "confirm": 6}
+"""By phase. Each begins where its snapshot was made and ends where the next one begins: the write
+of slot B; the flip, the way down and the selector; the boot on trial; its end."""
+
+SEED = 20261124
+
+_PIECE = 1 << 20
+
+
+@dataclass
+class Story:
+    """A host in the middle of an update, again and again."""
+
+    host: Host
+    images: dict[str, Path]
+    lengths: dict[str, float] = field(default_factory=dict)
+    """Seconds that each phase took."""
+    booted: dict[str, int] = field(default_factory=dict)
+    """How often each release booted after a cut."""
+
+    @property
+    def machine(self) -> Machine:
+        return self.host.machine
+
+
+def closed_window() -> str:
+    """Return the setting by which a host reboots only in three days."""
+    day = DAYS[(datetime.now(UTC) + timedelta(days=3)).weekday()]
+    return f'reboot.windows = ["{day} 00:00 +1m"]\n'
+
+
+@pytest.fixture(scope="module")
+def story(workshop: Workshop, new_machine: NewMachine) -> Iterator[Story]:
+    folder = workshop.folder / "depot-power-cuts"
+    folder.mkdir()
+    depot = Depot(folder=folder)
+    images = {OLD: workshop.release(OLD, LEAN)}
+    images[NEW] = workshop.release(NEW, LEAN | {"etc/news": "new " * 500_000})
+    depot.add(images[NEW], NEW, level=1)
+    disk = workshop.disk(images[OLD], size_mib=5 * 1024)
+    machine = new_machine(disk, "cut", memory=768, credentials=depot.settings(SETTINGS))
+    with depot.served():
+        machine.boot()
+        machine.put(closed_window(), "/etc/update-agent/70-window.toml")
+        machine.run("sudo systemctl restart update-agentd")
+        told = Story(Host(machine, depot), images)
+        run_once(told)
+        yield told
+        machine.cut_power()
+    workshop.forget(disk)
+
+
+def run_once(story: Story) -> None:
+    """Let the update happen, and keep where each phase begins."""
+    host, machine = story.host, story.machine
+    host.depot.promote(NEW)
+    next(it for it in host.statuses() if (it["progress"] or {}).get("done"))
+    begins("write", story)
+    next(it for it in host.statuses() if it["state"] == "waiting-to-reboot")
+    ends("write", story)
+    machine.run("sudo systemd-run --on-active=1 update-agentctl reboot")
+    begins("flip", story)
+    machine.wait_for_serial("gptprio: slot B: kernel verified")
+    ends("flip", story)
+    begins("trial", story)
+    machine.wait_for_serial(UP)
+    ends("trial", story)
+    begins("confirm", story)
+    machine.wait_for_serial(r"Finished .*Confirm the booted slot")
+    ends("confirm", story)
+    machine.cut_power()
+
+
+def begins(phase: str, story: Story) -> None:
+    story.machine.save(phase)
+    story.lengths[phase] = -time.monotonic()
+
+
+def ends(phase: str, story: Story) -> None:
+    story.lengths[phase] += time.monotonic()
+
+
+def goes_on(story: Story, phase: str, seconds: float) -> None:
+    """Let the machine live from the begin of a phase for a while, and take its power away."""
+    story.machine.power_on(load=phase)
+    story.machine.qmp("query-status")  # answered as soon as it lives
+    time.sleep(seconds)  # the moment of the cut is the subject
+    story.machine.cut_power()
+
+
+# The judge ---------------------------------------------------------------------------------------
+
+
+def judged(story: Story, folder: Path) -> tuple[Slot, str]:
+    """Return the slot that boots next and its release; hold that all that may boot is whole."""
+    disk = folder / "cut.raw"
+    convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(story.machine.layer)]
+    subprocess.run([*convert, str(disk)], check=True)
+    with open_disk(disk) as opened:
+        table = read_tables(opened).authoritative
+    slots = flags.from_table(table)
+    places = {it.label: it.first_lba * 512 for it in table.partitions}
+    candidates = [it for it in flags.attempts(slots) if it.flags.candidate]
+    found = [release_in(story, disk, places[it.name.label]) for it in candidates]
+    assert candidates
+    assert None not in found, f"no signed release in a slot that may boot: {slots}"
+    disk.unlink()
+    return candidates[0], str(found[0])
+
+
+def release_in(story: Story, disk: Path, begin: int) -> str | None:
+    """Return which signed release the slot that begins at this byte holds, every byte of it."""
+    for version, image in story.images.items():
+        if same(image, disk, begin):
+            return version
+    return None
+
+
+def same(image: Path, disk: Path, begin: int) -> bool:
+    with image.open("rb") as wanted, disk.open("rb") as found:
+        found.seek(begin)
+        while piece := wanted.read(_PIECE):
+            if found.read(len(piece)) != piece:
+                return False
+    return True
+
+
+def boots(story: Story, slot: Slot, version: str) -> None:
+    """Hold that a machine that gets its power back boots ``version`` from ``slot``."""
+    machine = story.machine
+    machine.power_on()
+    (started,) = machine.wait_for_serial("gptprio: slot (.): kernel verified").groups()
+    (welcomed,) = machine.wait_for_serial(r"Welcome to \S+ ([0-9.]+)").groups()
+    assert (started, welcomed) == (slot.name, version)
+    story.booted[version] = story.booted.get(version, 0) + 1
+
+
+def ends_well(story: Story) -> None:
+    """Wait until the update is over, as if nothing had been."""
+    machine = story.machine
+    machine.wait_until_up()
+    machine.run("sudo rm /etc/update-agent/70-window.toml; sudo systemctl restart update-agentd")
+    while True:
+        for it in story.host.statuses():
+            if (it["running"], it["state"]) == (NEW, "idle"):
+                assert it["failed_versions"] == []
+                return
+        machine.wait_until_up()  # it went down for its trial
+
+
+@pytest.mark.case(47)
+@pytest.mark.case(69)
+@pytest.mark.parametrize("phase", CUTS)
+def test_after_a_power_cut_a_whole_signed_release_boots(
+    phase: str, story: Story, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    chance = random.Random(f"{SEED} {phase}")  # noqa: S311  repeatable
+    booted: dict[str, int] = {}
+    for _ in range(CUTS[phase]):
+        goes_on(story, phase, chance.uniform(0, story.lengths[phase]))
+        slot, version = judged(story, tmp_path)
+        boots(story, slot, version)
+        key = f"{version} from {slot.name}"
+        booted[key] = booted.get(key, 0) + 1
+        if sum(booted.values()) < CUTS[phase]:
+            story.machine.cut_power()
+    ends_well(story)
+    story.machine.cut_power()
+    figure(
+        f"power cuts in {phase} ({story.lengths[phase]:.0f} s long): {CUTS[phase]}, after which"
+        f" booted " + ", ".join(f"{key}: {count}" for key, count in sorted(booted.items()))
+    )
+
+
+KILLS = 6
+
+KILLER = """\
+for i in $(seq {count}); do
+    sleep 0.$((RANDOM % 10))
+    for unit in update-agentd update-agent-writer; do
+        sudo systemctl kill --signal=KILL $unit && echo killed $unit
+        timeout 60 sh -c 'until systemctl is-active -q update-agentd; do sleep 0.1; done'
+    done
+done
+"""
+"""In the shell of the machine: ssh would be too slow to hit anything."""
+
+
+def test_an_update_survives_that_its_daemons_are_killed(
+    story: Story, figure: Callable[[str], None]
+) -> None:
+    machine = story.machine
+    machine.power_on(load="write")
+    said = machine.run(f"bash -c '{KILLER.format(count=KILLS)}'", timeout=300)
+    machine.run("sudo rm /etc/update-agent/70-window.toml; sudo systemctl restart update-agentd")
+    found = story.host.confirmed("B")
+
+    killed = {
+        name: len(re.findall(f"killed {name}", said))
+        for name in ("update-agentd", "update-agent-writer")
+    }
+    assert killed["update-agentd"] == KILLS
+    assert killed["update-agent-writer"] > 0
+    assert (found["running"], found["failed_versions"]) == (NEW, [])
+    figure(
+        "killed during an update that then was confirmed: "
+        + ", ".join(f"{name} {count} times" for name, count in killed.items())
+    )
