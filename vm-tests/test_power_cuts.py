@@ -57,7 +57,7 @@ class Story:
 def closed_window() -> str:
     """Return the setting by which a host reboots only in three days."""
     day = DAYS[(datetime.now(UTC) + timedelta(days=3)).weekday()]
-    return f'reboot.windows = ["{day} 00:00 +1m"]\n'
+    return f'reboot.windows = ["{day} 00:00 +1m Europe/Berlin"]\n'
 
 
 @pytest.fixture(scope="module")

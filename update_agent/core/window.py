@@ -11,7 +11,7 @@ that begins in the hour that comes twice, the first time.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from update_agent.core import units
@@ -42,7 +42,7 @@ class Window:
         self._days = _days(found["days"], text)
         try:
             self._start = time(int(found["hour"]), int(found["minute"]))
-            self._zone = ZoneInfo(found["zone"] or "UTC")
+            self._zone: tzinfo = ZoneInfo(found["zone"]) if found["zone"] else UTC
         except ZoneInfoNotFoundError as error:
             raise _no_window(text, f"there is no time zone {found['zone']}") from error
         except ValueError as error:
