@@ -1,6 +1,7 @@
 """What tests in machines share: releases, machines, and what stays of them when one fails."""
 
 import fcntl
+import os
 import re
 import shutil
 import tempfile
@@ -22,6 +23,9 @@ FAILURES = Path(__file__).parents[1] / ".cache/vm-failures"
 """Serial logs and journals of the machines of failed tests."""
 
 NewMachine = Callable[..., Machine]
+
+_CPUS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Of a machine: emulated ones that want more than there is make each other twice as slow."""
 
 _running: list[Machine] = []
 
@@ -70,7 +74,7 @@ def new_machine(workshop: Workshop, key: Key) -> Iterator[NewMachine]:
 
     def make(disk: Path, name: str = "host", **more: Any) -> Machine:  # noqa: ANN401  passed on
         folder = Path(tempfile.mkdtemp(dir=workshop.folder, prefix=f"{name}-"))
-        machine = Machine(disk=disk, folder=folder, key=key, name=name, **more)
+        machine = Machine(disk=disk, folder=folder, key=key, name=name, cpus=_CPUS, **more)
         made.append(machine)
         _running.append(machine)
         return machine

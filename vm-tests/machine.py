@@ -35,6 +35,9 @@ BOOT = 600.0
 HOST = "10.0.2.2"
 """Where a machine finds the loopback of the machine that runs it."""
 
+_PATIENCE = 30.0
+"""Seconds that QEMU may take to begin."""
+
 _ESCAPE = re.compile(r"\x1b[\[\]()][0-9;?]*[A-Za-z]?|[\r\x00]")
 
 
@@ -175,6 +178,8 @@ class Machine:
 
     def power_on(self, *, load: str | None = None) -> None:
         """Start the machine; with ``load``, from a snapshot of the running machine."""
+        assert self._process is None, f"{self.name} is on"
+        (self.folder / "qmp").unlink(missing_ok=True)
         self.lines.clear()
         self._seen = 0
         self._over = False
@@ -446,7 +451,7 @@ class Machine:
         """Ask QEMU's monitor; return its answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(120)
-            connection.connect(str(self.folder / "qmp"))
+            self._connect(connection)
             with connection.makefile("rw") as stream:
                 stream.readline()
                 answer: dict[str, Any] = {}
@@ -458,6 +463,19 @@ class Machine:
                     stream.flush()
                     answer = _answer(stream.readline, request)
         return answer["return"]
+
+    def _connect(self, monitor: socket.socket) -> None:
+        """Connect with QEMU's monitor, which is there soon after QEMU was started."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                monitor.connect(str(self.folder / "qmp"))
+            except OSError:
+                if self._over or time.monotonic() > deadline:
+                    raise self._error(f"{self.name}: QEMU has no monitor") from None
+                time.sleep(0.02)
+            else:
+                return
 
     # What is left behind -------------------------------------------------------------------------
 

@@ -29,16 +29,15 @@ LEAN = {
     f"usr/lib/systemd/system/{unit}.d/lean.conf": "[Unit]\nConditionPathExists=/not-in-this-test\n"
     for unit in ("docker.service", "docker.socket", "containerd.service", "etcd.service")
 }
+
 """Leaves out what takes half of a boot, where it isn't the subject."""
 
-SOON = {
-    "usr/lib/systemd/system/update-agent-trial.timer.d/soon.conf": """\
-[Timer]
-OnBootSec=
-OnBootSec=45s
-"""
-}
-"""A trial with a short deadline, for one that never ends well."""
+
+def deadline(seconds: int) -> dict[str, str]:
+    """Return what ends a trial sooner than usual, for one that never ends well."""
+    timer = f"[Timer]\nOnBootSec=\nOnBootSec={seconds}s\n"
+    return {"usr/lib/systemd/system/update-agent-trial.timer.d/soon.conf": timer}
+
 
 PANICS = LEAN | {
     "usr/lib/systemd/system/panic.service": """\
@@ -57,7 +56,7 @@ PID_1_HANGS = {
 }
 """A PID 1 that does nothing, and feeds no watchdog."""
 
-NEVER_UP = LEAN | SOON | {
+NEVER_UP = LEAN | deadline(25) | {
     "usr/lib/systemd/system/stuck.service": """\
 [Unit]
 DefaultDependencies=no
@@ -72,7 +71,7 @@ ExecStart=/bin/sleep infinity
 }  # fmt: skip
 """A boot that waits for ever, with nobody to log in."""
 
-NEVER_HEALTHY = LEAN | SOON | {
+NEVER_COMPLETE = LEAN | deadline(75) | {
     "usr/lib/systemd/system/check.service": """\
 [Unit]
 Before=boot-complete.target
@@ -86,13 +85,7 @@ ExecStart=/bin/false
 """Boots, but a check of its own says that it isn't good."""
 
 
-def without(unit: str) -> Files:
-    """Return what breaks a service of the release."""
-    broken = "[Service]\nExecStart=\nExecStart=/bin/false\n"
-    return LEAN | SOON | {f"usr/lib/systemd/system/{unit}.d/broken.conf": broken}
-
-
-WITHOUT_PYTHON = LEAN | SOON | {
+WITHOUT_PYTHON = LEAN | deadline(25) | {
     f"usr/lib/python3.11/encodings/{name}": "no Python here\n"
     for name in ("__init__.py", "__pycache__/__init__.cpython-311.pyc")
 }  # fmt: skip
