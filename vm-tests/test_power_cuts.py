@@ -2,7 +2,7 @@
 
 An update is run once, and a snapshot of the machine is kept every few seconds. From one of them the
 machine goes on for a random time, and its QEMU is killed: what the guest has not flushed is partly
-lost, for QEMU keeps the map of its layer to itself until then. Then the disk is judged, byte by byte
+lost, for QEMU keeps the map of its layer to itself until then. The disk is judged, byte by byte,
 against the two images that were signed, and booted.
 """
 
