@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,10 +15,12 @@ from tests.publisher import Team, seen_by_us
 from tests.server.town import NEW, OLD, Town, town
 from update_agent.core.budget import Budget
 from update_agent.server import desk, figures
+from update_agent.server.site import Site
 from update_agent.server.watch import News, webhook
 
 HOSTS = range(1, 1001)
 SLOWLY = "10%:1h 100%:1h@+3h"
+LAB = desk.SetBudget(reason="a lab", budget=Budget(failures=500_000, sample=10))
 
 
 @pytest.fixture
@@ -138,10 +141,7 @@ def test_a_person_who_pauses_meanwhile_is_not_overruled(here: Town) -> None:
 
 
 def test_each_channel_has_its_own_budget(here: Town) -> None:
-    budget = Budget(failures=500_000, sample=10)
-    desk.set_budget(
-        here.site, "stable", desk.SetBudget(reason="a lab", budget=budget), author="ann"
-    )
+    desk.set_budget(here.site, "stable", LAB, author="ann")
     here.promote(SLOWLY)
     here.ended(range(1, 6), "confirmed")
     here.ended(range(6, 11), "fell-back")
@@ -152,6 +152,36 @@ def test_each_channel_has_its_own_budget(here: Town) -> None:
     here.look()
 
     assert "(54.5%; 50 % are allowed): 5 fell back, 1 refused it" in here.paused()
+
+
+def test_a_budget_set_while_the_server_looks_is_kept(here: Town) -> None:
+    here.promote(SLOWLY)
+    seen_before = desk.current(here.site, here.channel)
+
+    desk.set_budget(here.site, "stable", LAB, author="ann")
+    desk.keep_count(here.site, "stable", replace(seen_before, halted=True))
+
+    kept = desk.account(here.site, "stable")
+    assert (kept.budget, kept.version, kept.halted) == (LAB.budget, "1.1.0", True)
+
+
+def test_what_the_server_sees_while_a_budget_is_set_is_kept(
+    here: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.promote(SLOWLY)
+    here.look()
+    read = desk.account
+
+    def overtaken(site: Site, name: str) -> desk.Account:
+        it = read(site, name)
+        desk.keep_count(site, name, replace(it, halted=True))
+        return it
+
+    monkeypatch.setattr(desk, "account", overtaken)
+    desk.set_budget(here.site, "stable", LAB, author="ann")
+
+    kept = read(here.site, "stable")
+    assert (kept.budget, kept.version, kept.halted) == (LAB.budget, "1.1.0", True)
 
 
 def test_a_new_release_begins_with_a_new_account(here: Town) -> None:

@@ -199,29 +199,44 @@ def account(site: Site, name: str) -> Account:
     )
 
 
-def keep(site: Site, name: str, kept: Account) -> None:
-    """Store a channel's account."""
-    row = {
-        "channel": name, "budget": document.encode(kept.budget).decode(),
-        "version": kept.version, "counted_from": kept.counted_from, "halted": kept.halted,
-    }  # fmt: skip
-    insert = site.database.insert(rollouts).values(row)
-    with site.database.begin() as connection:
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=[rollouts.c.channel], set_=row)
-        )
+def keep_count(site: Site, name: str, kept: Account) -> None:
+    """Store what a channel's rollout is held to; its budget is whoever sets it's to change."""
+    _keep(
+        site, name, kept, version=kept.version, counted_from=kept.counted_from, halted=kept.halted
+    )
 
 
 def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> Account:
     """Say what the rollouts of the channel ``name`` may cost. Raises HostError."""
     channels.find(site.repository(), name)
     kept = replace(account(site, name), budget=wanted.budget)
-    keep(site, name, kept)
+    _keep(site, name, kept, budget=_written(kept.budget))
     note(
         site, name, author=author, action="budget", reason=wanted.reason,
         result=document.encode(wanted.budget).decode().replace("\n", ""),
     )  # fmt: skip
     return kept
+
+
+def _keep(site: Site, name: str, kept: Account, **changed: object) -> None:
+    """Store what ``changed``, and all of ``kept`` where nothing is.
+
+    People and the look of every few seconds change different columns at the same time: who stored
+    a whole row would undo what the other did since it was read.
+    """
+    row = {
+        "channel": name, "budget": _written(kept.budget),
+        "version": kept.version, "counted_from": kept.counted_from, "halted": kept.halted,
+    }  # fmt: skip
+    insert = site.database.insert(rollouts).values(row)
+    with site.database.begin() as connection:
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=[rollouts.c.channel], set_=changed)
+        )
+
+
+def _written(budget: Budget) -> str:
+    return document.encode(budget).decode()
 
 
 def current(site: Site, it: Channel) -> Account:

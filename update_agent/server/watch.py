@@ -96,7 +96,7 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
         return
     kept = desk.current(site, it)
     if kept != desk.account(site, it.channel):
-        desk.keep(site, it.channel, kept)
+        desk.keep_count(site, it.channel, kept)
     pause = it.rollout.paused
     if pause and pause.author != BY_WAVES:
         return
@@ -120,7 +120,7 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
         return
     edited = desk.act(site, it.channel, deed, author)
     if isinstance(deed, desk.Halt):
-        desk.keep(site, it.channel, replace(kept, halted=True))
+        desk.keep_count(site, it.channel, replace(kept, halted=True))
         site.meters.halts.inc()
     logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
     if edited.changed:
