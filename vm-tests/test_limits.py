@@ -137,6 +137,7 @@ def test_on_an_idle_host_an_update_has_the_disk(host: Host, figure: Callable[[st
     )
 
     assert share > 0.75
+    assert "bps" not in host.machine.run("cat /sys/fs/cgroup/updateagent.slice/io.max")
 
 
 def test_the_host_s_work_notices_little(host: Host, figure: Callable[[str], None]) -> None:

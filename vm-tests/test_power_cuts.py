@@ -36,7 +36,7 @@ CUTS = {"write": 12, "flip": 14, "trial": 8, "confirm": 6}
 """By phase: the write of slot B; the flip, the way down and the selector; the boot on trial; its
 end."""
 
-STEP = 8.0
+STEP = 12.0
 """Seconds between two snapshots."""
 
 SEED = 20261124
@@ -223,7 +223,7 @@ def test_after_a_power_cut_the_update_goes_on_and_is_confirmed(phase: str, story
     story.machine.cut_power()
 
 
-KILLS = 6
+KILLS = 3
 
 KILLER = """\
 #!/bin/bash
