@@ -5,7 +5,7 @@ A cluster can lose members (``kill``), have them stopped (``pause``), cut them o
 """
 
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import itertools
 import os
@@ -118,14 +118,14 @@ class Ca:
         return cert, private
 
     def _builder(self, subject: x509.Name, days: float) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self.name)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=2))
-            .not_valid_after(now + datetime.timedelta(days=days))
+            .not_valid_before(now - dt.timedelta(days=2))
+            .not_valid_after(now + dt.timedelta(days=days))
         )
 
 
