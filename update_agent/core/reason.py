@@ -30,6 +30,23 @@ class Reason(StrEnum):
     PERSON = "person"
     WINDOW = "window"
     INHIBITED = "inhibited"
+    LOCK = "lock"
+    """All reboot slots are held."""
+    LOCK_STALE = "lock-stale"
+    """The same, and one of them did not come back for long."""
+    LOCK_QUEUE = "lock-queue"
+    """A reboot slot is free, and others came first."""
+    LOCK_LABEL = "lock-label"
+    LOCK_GAP = "lock-gap"
+    FROZEN = "frozen"
+    LOCK_LOST = "lock-lost"
+    LOCK_CLONED = "lock-cloned"
+    LOCK_MISSING = "lock-missing"
+    LOCK_BROKEN = "lock-broken"
+    LOCK_RESTORED = "lock-restored"
+    LOCK_UNREACHABLE = "lock-unreachable"
+    QUORUM = "quorum"
+    BAD_RELEASE = "bad-release"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

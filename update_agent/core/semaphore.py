@@ -1,0 +1,355 @@
+"""The reboot slots of one group of hosts: who holds one, who may take one, and who is next.
+
+One JSON value holds all of it, so that one compare-and-swap changes it:
+
+    {"format": 1, "slots": 2, "gap": 0, "apart": ["rack"],
+     "holders": {"MACHINE-ID": {"nonce": ..., "boot_id": ..., "name": "web-1", "since": ...,
+                                "from": "1.0.0", "to": "1.1.0", "labels": {"rack": "7"},
+                                "confirmed": null}},
+     "released": {"nonce": ..., "name": "web-2", "at": ...}, "accepted": null}
+
+The rules kept here:
+
+* Nothing expires. A host that does not come back keeps its reboot slot, which stops a bad release.
+* Asking again, and releasing what is not held, change nothing.
+* Times are for people to read and decide nothing: the clocks of two hosts may be a day apart. What
+  takes time (``gap``) is measured by whoever waits, on its own clock, and comes in as seconds.
+* Fields of a newer version are kept as they are found.
+
+Who stores the value, and the hosts that wait, is ``host/lock.py``.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from update_agent.core import document
+from update_agent.core.document import DocumentError, Format, Name, Text, Time
+from update_agent.core.reason import Reason, Wait
+from update_agent.core.version import Version
+
+MAX_SIZE = 1_000_000
+"""Bytes; etcd takes 1.5 MB in one request."""
+MAX_SLOTS = 10_000
+
+HostId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""A machine id."""
+Nonce = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""Made by a host for one wish to reboot, and on its disk before anybody else hears of it."""
+Labels = Annotated[Mapping[Name, Text], Meta(max_length=20)]
+Rest = Mapping[str, Any]
+"""Fields that this version does not know."""
+
+_IN_JSON = {"running": "from", "target": "to"}
+"""Names that Python keeps to itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A host that holds a reboot slot, or wants one."""
+
+    nonce: Nonce
+    boot_id: Annotated[str, Meta(max_length=64)]
+    name: Text
+    """The host's name, for people."""
+    since: Time
+    """By its own clock."""
+    running: Version | None = None
+    target: Version | None = None
+    labels: Labels = field(default_factory=dict)
+    confirmed: Time | None = None
+    """When it was about to reboot."""
+    rest: Rest = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """The last host that gave its reboot slot back after a reboot."""
+
+    nonce: Nonce
+    name: Text
+    at: Time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Semaphore:
+    """The reboot slots of a group."""
+
+    format: Format = 1
+    slots: Annotated[int, Meta(ge=0, le=MAX_SLOTS)]
+    """How many hosts may hold one at a time; 0: nobody begins."""
+    gap: Annotated[int, Meta(ge=0, le=7 * 86400)] = 0
+    """Seconds from one host's return to the next grant."""
+    apart: Annotated[tuple[Name, ...], Meta(max_length=10)] = ()
+    """Labels of which no two holders may have the same value."""
+    holders: Mapping[HostId, Holder] = field(default_factory=dict)
+    released: Released | None = None
+    accepted: Time | None = None
+    """When a person last said that what etcd holds is right; after a restore, hosts wait for it."""
+    rest: Rest = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A host in the queue."""
+
+    host: HostId
+    wish: Holder
+    called: bool = False
+    """It was told that its turn has come."""
+    created: int = 0
+    """The revision at which it came; what the queue is sorted by."""
+
+
+# From and to JSON --------------------------------------------------------------------------------
+
+T = TypeVar("T", Holder, Semaphore)
+
+
+def decode(data: bytes, group: str) -> Semaphore:
+    """Return the semaphore in ``data``. Raises DocumentError."""
+    what = f"the reboot slots of group {group}"
+    whole = _object(document.parse(data, what, max_size=MAX_SIZE), what)
+    holders = _object(whole.pop("holders", {}), f"{what}: holders")
+    document.shaped(list(holders), list[HostId], f"{what}: holders")
+    found = _shaped(whole, Semaphore, what)
+    named = {
+        host: _shaped(_object(it, f"{what}: {host}"), Holder, f"{what}: {host}")
+        for host, it in holders.items()
+    }
+    return replace(found, holders=named)
+
+
+def encode(found: Semaphore) -> bytes:
+    """Return ``found`` as JSON. Raises ValueError when it is larger than etcd takes."""
+    plain = _plain(found)
+    plain["holders"] = {host: _plain(holder) for host, holder in found.holders.items()}
+    data = _bytes(plain)
+    if len(data) > MAX_SIZE:
+        raise ValueError(f"the reboot slots need {len(data)} bytes, at most {MAX_SIZE} are kept")
+    return data
+
+
+def decode_waiting(data: bytes, host: str, created: int) -> Waiting:
+    """Return a host's place in the queue. Raises DocumentError."""
+    what = f"the wish of {host}"
+    whole = _object(document.parse(data, what, max_size=10_000), what)
+    called = whole.pop("called", False) is True
+    document.shaped(host, HostId, what)
+    return Waiting(host=host, wish=_shaped(whole, Holder, what), called=called, created=created)
+
+
+def encode_waiting(it: Waiting) -> bytes:
+    """Return a host's place in the queue as JSON."""
+    return _bytes({**_plain(it.wish), "called": it.called})
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DocumentError(f"{what}: wanted an object, found {str(value)[:50]}")
+    return dict(value)
+
+
+def _shaped(whole: Mapping[str, Any], kind: type[T], what: str) -> T:
+    names = {_IN_JSON.get(it.name, it.name): it.name for it in fields(kind) if it.name != "rest"}
+    known = {names[key]: value for key, value in whole.items() if key in names}
+    found = document.shaped(known, kind, what)
+    return replace(found, rest={key: it for key, it in whole.items() if key not in names})
+
+
+def _plain(found: Holder | Semaphore) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for it in fields(found):
+        if it.name not in ("rest", "holders"):
+            value = getattr(found, it.name)
+            plain[_IN_JSON.get(it.name, it.name)] = (
+                value.text if isinstance(value, Version) else msgspec.to_builtins(value)
+            )
+    return {**found.rest, **plain}
+
+
+def _bytes(plain: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+# What a host asks for ----------------------------------------------------------------------------
+
+
+def acquire(
+    found: Semaphore, host: str, wish: Holder, *, quiet: float | None = None
+) -> Semaphore | Wait:
+    """Return the semaphore held by ``host`` too, or why it may not hold it.
+
+    ``quiet`` is for how many seconds whoever asks has seen nobody else come back; None: nobody
+    ever did.
+    """
+    held = found.holders.get(host)
+    if held and held.nonce != wish.nonce:
+        return cloned(held, wish)
+    if held:
+        return _with(found, host, replace(held, boot_id=wish.boot_id))
+    if wait := _full(found) or _near(found, wish) or _too_early(found, quiet):
+        return wait
+    return _with(found, host, wish)
+
+
+def confirm(found: Semaphore, host: str, wish: Holder, now: datetime) -> Semaphore | Wait:
+    """Return the semaphore in which ``host`` is about to reboot, or why it must not."""
+    held = found.holders.get(host)
+    if held is None:
+        return Wait(
+            reason=Reason.LOCK_LOST,
+            sentence="this host's reboot slot was taken from it",
+            ends="the next try, which asks for one again",
+        )
+    if (held.nonce, held.boot_id) != (wish.nonce, wish.boot_id):
+        return cloned(held, wish)
+    return _with(found, host, replace(held, confirmed=now))
+
+
+def release(found: Semaphore, host: str, nonce: str, now: datetime) -> Semaphore:
+    """Return the semaphore without ``host``, if it holds it by ``nonce``.
+
+    Only who was about to reboot makes others wait for the gap.
+    """
+    held = found.holders.get(host)
+    if held is None or held.nonce != nonce:
+        return found
+    return _without(found, host, now if held.confirmed else None)
+
+
+def cloned(held: Holder, wish: Holder) -> Wait:
+    """Return why a host may not use what is held, or waited for, in its name by another."""
+    return Wait(
+        reason=Reason.LOCK_CLONED,
+        sentence=f"a machine with this host's machine id asks for reboot slots too: {held.name}"
+        f" (boot {held.boot_id[:8]}, nonce {held.nonce[:8]}), and this is {wish.name}"
+        f" (boot {wish.boot_id[:8]}, nonce {wish.nonce[:8]})",
+        ends="a machine id of its own for each (rm /etc/machine-id and reboot), or, if this host"
+        " lost its state, 'update-agentctl lock release'",
+    )
+
+
+# What operators do -------------------------------------------------------------------------------
+
+
+def force(found: Semaphore, host: str) -> Semaphore:
+    """Return the semaphore without ``host``, whoever it is. Raises KeyError."""
+    return _without(found, host, None)
+
+
+def change(
+    found: Semaphore | None, *, slots: int, gap: int | None = None, apart: Sequence[str] | None
+) -> Semaphore:
+    """Return the semaphore with other rules; holders stay, also those above a lowered number."""
+    before = found or Semaphore(slots=slots)
+    return replace(
+        before,
+        slots=slots,
+        gap=before.gap if gap is None else gap,
+        apart=before.apart if apart is None else tuple(apart),
+    )
+
+
+# The queue ---------------------------------------------------------------------------------------
+
+
+def in_turn(
+    found: Semaphore, queue: Iterable[Waiting], *, quiet: float | None = None
+) -> list[Waiting]:
+    """Return who in ``queue``, sorted, may take a reboot slot now.
+
+    Nobody overtakes, but past those who could take none themselves: their rack is busy.
+    """
+    turn = []
+    for it in queue:
+        after = acquire(found, it.host, it.wish, quiet=quiet)
+        if isinstance(after, Semaphore):
+            turn.append(it)
+            found = after
+        elif after.reason is not Reason.LOCK_LABEL:
+            break
+    return turn
+
+
+def place(queue: Sequence[Waiting], host: str) -> int | None:
+    """Return the place of ``host`` in ``queue``, from 1."""
+    return next((at for at, it in enumerate(queue, 1) if it.host == host), None)
+
+
+# Within ------------------------------------------------------------------------------------------
+
+
+def _with(found: Semaphore, host: str, holder: Holder) -> Semaphore:
+    return replace(found, holders={**found.holders, host: holder})
+
+
+def _without(found: Semaphore, host: str, now: datetime | None) -> Semaphore:
+    holders = dict(found.holders)
+    gone = holders.pop(host)
+    released = Released(nonce=gone.nonce, name=gone.name, at=now) if now else found.released
+    return replace(found, holders=holders, released=released)
+
+
+def _full(found: Semaphore) -> Wait | None:
+    if found.slots == 0:
+        return Wait(
+            reason=Reason.FROZEN,
+            sentence="the group has no reboot slots: reboots are frozen",
+            ends="update-agentctl lock slots NUMBER",
+        )
+    if len(found.holders) < found.slots:
+        return None
+    return Wait(
+        reason=Reason.LOCK,
+        sentence=f"{_all_of(found.slots)} held by {names(found.holders.values())}",
+        ends="a holder comes back; see 'update-agentctl lock status'",
+    )
+
+
+def _near(found: Semaphore, wish: Holder) -> Wait | None:
+    """Return why a host must not reboot beside those that do, such as in its rack."""
+    for label in found.apart:
+        mine = wish.labels.get(label)
+        beside = [it for it in found.holders.values() if it.labels.get(label) == mine]
+        if beside:
+            where = f"{label}={mine}" if mine else f"no label {label}"
+            return Wait(
+                reason=Reason.LOCK_LABEL,
+                sentence=f"{names(beside)} with {where}, as this host, holds a reboot slot",
+                ends="it comes back; see 'update-agentctl lock status'",
+            )
+    return None
+
+
+def _too_early(found: Semaphore, quiet: float | None) -> Wait | None:
+    if not found.gap or found.released is None:
+        return None
+    left = found.gap - (quiet or 0)
+    if left <= 0:
+        return None
+    return Wait(
+        reason=Reason.LOCK_GAP,
+        sentence=f"{found.released.name} came back a moment ago, and the group wants"
+        f" {found.gap} s between two hosts; {left:.0f} s are left",
+        ends="time",
+    )
+
+
+def names(holders: Iterable[Holder]) -> str:
+    """Return the names of ``holders``, the first few of many."""
+    known = sorted(it.name for it in holders)
+    more = len(known) - _FEW
+    return ", ".join(known[:_FEW]) + (f" and {more} more" if more > 0 else "")
+
+
+_FEW = 3
+
+
+def _all_of(slots: int) -> str:
+    return "the reboot slot is" if slots == 1 else f"all {slots} reboot slots are"

@@ -1,0 +1,328 @@
+"""This host's reboot slot: asked for, confirmed right before the reboot, given back after it.
+
+The rules kept here:
+
+* The nonce of a wish is on this host's disk before anybody else hears of it, and stays there until
+  the wish is known to be over. So whoever comes after a crash, a reboot or an answer that was lost
+  finds what it holds, and can give it back.
+* etcd is not believed when it went back: another cluster, or an older revision than this host has
+  seen, as after a restore from a backup. What it says about holders may then be old, and this host
+  waits until a person has looked (``update-agentctl lock slots`` says so to all hosts).
+* Nobody's reboot slot is taken. Who does not come back is noticed, on this host's own clock, and
+  shown.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from update_agent.core import document, semaphore
+from update_agent.core.document import DocumentError, Format, Time
+from update_agent.core.reason import Reason, Wait
+from update_agent.core.semaphore import Holder, Labels, Nonce, Semaphore, Waiting
+from update_agent.core.version import Version
+from update_agent.errors import HostError
+from update_agent.host import files
+from update_agent.host.etcd import EtcdError
+from update_agent.host.group import LEASE, Edit, Group, View
+
+logger = logging.getLogger(__name__)
+
+STALE = 3600.0
+"""Seconds after which a holder is said to be late."""
+_CHANGE_SLOTS = "'update-agentctl lock slots NUMBER', after a look at which hosts reboot now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Me:
+    """Who this host is to its group."""
+
+    host: str
+    """Its machine id."""
+    name: str
+    boot_id: str
+    labels: Labels
+
+
+# What is kept on the disk ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What outlives the daemon and the boot."""
+
+    format: Format = 1
+    nonce: Nonce | None = None
+    """Of a wish that is not over."""
+    leaving: bool = False
+    """It is to be ended as soon as etcd can be reached."""
+    bad: Annotated[tuple[Version, ...], Meta(max_length=50)] = ()
+    """Releases that rolled back here; etcd does not know yet."""
+    cluster: Annotated[str, Meta(max_length=20)] = ""
+    revision: Annotated[int, Meta(ge=0)] = 0
+    """Where etcd stood when this host last saw it."""
+    accepted: Time | None = None
+    """What a person had last accepted by then."""
+    doubt: bool = False
+    """etcd went back since."""
+
+
+class Notebook:
+    """The note, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.note = self._load()
+
+    def write(self, note: Note) -> None:
+        """Keep ``note``; durable on return. Raises HostError."""
+        if note == self.note:
+            return
+        try:
+            files.replace(self._path, document.encode(note))
+        except OSError as error:
+            raise HostError(f"cannot write {self._path}: {error.strerror}") from error
+        self.note = note
+
+    def _load(self) -> Note:
+        try:
+            return document.decode(self._path.read_bytes(), Note, str(self._path))
+        except FileNotFoundError:
+            return Note()
+        except OSError as error:
+            raise HostError(f"cannot read {self._path}: {error.strerror}") from error
+        except DocumentError as error:
+            logger.error("%s; what this host holds in the cluster is not known any more", error)
+            return Note()
+
+
+# The lock ----------------------------------------------------------------------------------------
+
+
+class Lock:
+    """This host's part in its group. May be used by several threads; one at a time acts.
+
+    All methods raise EtcdError when etcd does not do its part, and HostError when the disk does
+    not.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        me: Me,
+        notebook: Notebook,
+        *,
+        now: Callable[[], datetime],
+        new_nonce: Callable[[], str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._group = group
+        self._me = me
+        self._book = notebook
+        self._now = now
+        self._new_nonce = new_nonce
+        self._monotonic = monotonic
+        self._turn = threading.RLock()
+        self._revision = notebook.note.revision
+        self._stayed = 0.0
+        group.unsure = notebook.note.nonce is not None
+
+    @property
+    def wishing(self) -> bool:
+        """There is something to give back."""
+        return self._book.note.nonce is not None
+
+    def acquire(self, running: Version, target: Version | None) -> Wait | None:
+        """Hold a reboot slot, or return why not yet, with a place in the queue."""
+        with self._turn:
+            wish = self._wish(running, target)
+            view = self._group.look()
+            if wait := self._doubt(view):
+                return wait
+            view = self._queued(view, wish)
+            wait = self._group.change(lambda it: self._acquired(it, wish), view)
+            if wait is None:
+                self._remember()
+            return wait
+
+    def confirm(self) -> Wait | None:
+        """Tell that this host reboots now; return why it must not."""
+        with self._turn:
+            nonce = self._book.note.nonce
+            if nonce is None:
+                return Wait(
+                    reason=Reason.LOCK_LOST, sentence="this host holds no reboot slot",
+                    ends="the next try, which asks for one",
+                )  # fmt: skip
+            wish, now = self._holder(nonce), self._now()
+
+            def edit(view: View) -> Edit | Wait:
+                if wait := self._doubt(view):
+                    return wait
+                edited = semaphore.confirm(_slots(view), self._me.host, wish, now)
+                return edited if isinstance(edited, Wait) else Edit(semaphore=edited, always=True)
+
+            return self._group.change(edit)
+
+    def release(self) -> None:
+        """Hold nothing, wait for nothing. Without a wish, nothing is done."""
+        with self._turn:
+            nonce = self._book.note.nonce
+            if nonce is None:
+                return
+            now = self._now()
+
+            def edit(view: View) -> Edit | Wait:
+                if view.semaphore is None:
+                    return _absent(view, self._group.name)
+                mine = view.mine(self._me.host)
+                leaves = mine if mine and mine.wish.nonce == nonce else None
+                after = semaphore.release(view.semaphore, self._me.host, nonce, now)
+                return Edit(semaphore=after, leaves=leaves, always=self._group.unsure)
+
+            view = self._group.look()
+            wait = self._group.change(edit, view)
+            if wait and wait.reason is not Reason.LOCK_MISSING:
+                raise EtcdError(wait.sentence, hint=wait.ends)
+            mine = view.mine(self._me.host)
+            if mine and mine.wish.nonce == nonce:
+                self._group.leave(mine)
+            self._book.write(replace(self._book.note, nonce=None, leaving=False))
+
+    def called(self, seconds: float) -> bool:
+        """Wait until this host should ask again; False: nothing came for ``seconds``."""
+        return self._group.called(self._me.host, self._revision, seconds)
+
+    # Within
+
+    def _wish(self, running: Version, target: Version | None) -> Holder:
+        """Return what this host wants; its nonce is on the disk."""
+        nonce = self._book.note.nonce or self._new_nonce()
+        self._book.write(replace(self._book.note, nonce=nonce, leaving=False))
+        return replace(self._holder(nonce), running=running, target=target)
+
+    def _holder(self, nonce: str) -> Holder:
+        me = self._me
+        return Holder(
+            nonce=nonce, boot_id=me.boot_id, name=me.name, since=self._now(), labels=me.labels
+        )
+
+    def _queued(self, view: View, wish: Holder) -> View:
+        """Return a view in which this host waits, if it holds nothing."""
+        host = self._me.host
+        if view.semaphore is None or host in view.semaphore.holders:
+            return view
+        if view.mine(host) is None:
+            self._stayed = self._monotonic()
+            return self._group.join(Waiting(host=host, wish=wish))
+        if self._monotonic() - self._stayed > LEASE / 4:
+            self._group.stay(view.leases[host])
+            self._stayed = self._monotonic()
+        return view
+
+    def _acquired(self, view: View, wish: Holder) -> Edit | Wait:
+        if wait := self._doubt(view):
+            return wait
+        found, host, mine = _slots(view), self._me.host, view.mine(self._me.host)
+        if mine and mine.wish.nonce != wish.nonce:
+            return semaphore.cloned(mine.wish, wish)
+        quiet = self._group.quiet(found)
+        after = semaphore.acquire(found, host, wish, quiet=quiet)
+        if isinstance(after, Wait):
+            return self._explained(after, view, quiet)
+        turn = semaphore.in_turn(found, view.queue, quiet=quiet)
+        if host in found.holders or host in (it.host for it in turn):
+            return Edit(semaphore=after, leaves=mine)
+        return self._explained(
+            Wait(
+                reason=Reason.LOCK_QUEUE,
+                sentence="other hosts came first",
+                ends="they take their turn, or leave the queue",
+            ),
+            view,
+            quiet,
+        )
+
+    def _explained(self, wait: Wait, view: View, quiet: float) -> Wait:
+        """Return ``wait`` with this host's place, when it may end, and who is late."""
+        said, found = wait.sentence, _slots(view)
+        if mine := view.mine(self._me.host):
+            with suppress(EtcdError):
+                said += f"; this host is number {self._group.place(mine)} of {view.waiting} waiting"
+        late = [it for it in found.holders.values() if self._group.seen(it.nonce) > STALE]
+        if wait.reason is Reason.LOCK and late:
+            minutes = max(self._group.seen(it.nonce) for it in late) / 60
+            return replace(
+                wait,
+                reason=Reason.LOCK_STALE,
+                sentence=f"{said}; {semaphore.names(late)} did not come back for"
+                f" {minutes:.0f} minutes",
+                ends="it comes back; or, when it is surely off, 'update-agentctl lock release'",
+            )
+        left = timedelta(seconds=max(1.0, found.gap - quiet))
+        until = self._now() + left if wait.reason is Reason.LOCK_GAP else None
+        return replace(wait, sentence=said, until=until)
+
+    def _doubt(self, view: View) -> Wait | None:
+        """Return why what etcd says is not to be believed; remember where it stands."""
+        note = self._book.note
+        went_back = view.cluster != note.cluster or view.revision < self._revision
+        if note.cluster and went_back and not note.doubt:
+            logger.error(
+                "etcd went back: cluster %s at %d, and cluster %s at %d was seen",
+                view.cluster, view.revision, note.cluster, self._revision,
+            )  # fmt: skip
+            note = replace(note, doubt=True)
+        self._revision = view.revision
+        if view.semaphore is None:
+            self._book.write(note)
+            return _absent(view, self._group.name)
+        accepted = view.semaphore.accepted
+        if note.doubt and accepted and (note.accepted is None or accepted > note.accepted):
+            note = replace(note, doubt=False)
+        if note.doubt:
+            self._book.write(replace(note, cluster=view.cluster, revision=view.revision))
+            return Wait(
+                reason=Reason.LOCK_RESTORED,
+                sentence="etcd went back to an older state, or is another one: who holds a reboot"
+                " slot may be forgotten",
+                ends=_CHANGE_SLOTS,
+            )
+        if (note.doubt, note.cluster, note.accepted) != (
+            self._book.note.doubt, view.cluster, accepted,
+        ):  # fmt: skip
+            self._book.write(
+                replace(note, cluster=view.cluster, revision=view.revision, accepted=accepted)
+            )
+        return None
+
+    def _remember(self) -> None:
+        self._book.write(replace(self._book.note, revision=self._revision))
+
+
+def _slots(view: View) -> Semaphore:
+    if view.semaphore is None:
+        raise RuntimeError("nobody looked whether there are reboot slots")
+    return view.semaphore
+
+
+def _absent(view: View, group: str) -> Wait:
+    if view.broken:
+        return Wait(
+            reason=Reason.LOCK_BROKEN,
+            sentence=view.broken,
+            ends=f"etcdctl get /update-agent/groups/{group}/reboot, and mend it",
+        )
+    return Wait(
+        reason=Reason.LOCK_MISSING,
+        sentence=f"etcd has no reboot slots for the group {group}",
+        ends=_CHANGE_SLOTS,
+    )
