@@ -94,13 +94,15 @@ class Notebook:
 
     def _load(self) -> Note:
         try:
-            return document.decode(self._path.read_bytes(), Note, str(self._path))
+            data = self._path.read_bytes()
         except FileNotFoundError:
             return Note()
         except OSError as error:
             raise HostError(f"cannot read {self._path}: {error.strerror}") from error
+        try:
+            return document.decode(data, Note, str(self._path))
         except DocumentError as error:
-            logger.error("%s; what this host holds in the cluster is not known any more", error)
+            logger.warning("%s; what this host holds in the cluster is not known any more", error)
             return Note()
 
 
