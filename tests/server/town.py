@@ -1,6 +1,6 @@
 """A server's parts without its process: a repository, a database, hosts that report, a clock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -59,12 +59,12 @@ class Town:
         with self.site.database.begin() as connection:
             store(self.site.database, connection, reports, self.now)
 
-    def hosts(self, numbers: range, **fields: Any) -> None:  # noqa: ANN401  of a report
+    def hosts(self, numbers: Sequence[int], **fields: Any) -> None:  # noqa: ANN401  of a report
         """Let hosts report a change."""
         self.sequence += 1
         self.says(*(report(it, self.sequence, time=self.now, **fields) for it in numbers))
 
-    def ended(self, numbers: range, outcome: str, why: str = "", **fields: Any) -> None:  # noqa: ANN401
+    def ended(self, numbers: Sequence[int], outcome: str, why: str = "", **fields: Any) -> None:  # noqa: ANN401
         """Let hosts report how their attempt at the new release ended."""
         self.sequence += 1
         version = NEW if outcome == "confirmed" else OLD
@@ -79,7 +79,7 @@ class Town:
             )
         )
 
-    def away(self, numbers: range) -> None:
+    def away(self, numbers: Sequence[int]) -> None:
         """Let hosts say that they reboot into the new release."""
         self.hosts(numbers, state="rebooting", target=NEW, attempt=host_named(numbers[0]))
 
