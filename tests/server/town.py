@@ -64,13 +64,21 @@ class Town:
         self.sequence += 1
         self.says(*(report(it, self.sequence, time=self.now, **fields) for it in numbers))
 
-    def ended(self, numbers: Sequence[int], outcome: str, why: str = "", **fields: Any) -> None:  # noqa: ANN401
+    def ended(
+        self,
+        numbers: Sequence[int],
+        outcome: str,
+        why: str = "",
+        *,
+        log: str = "",
+        **fields: Any,  # noqa: ANN401
+    ) -> None:
         """Let hosts report how their attempt at the new release ended."""
         self.sequence += 1
         version = NEW if outcome == "confirmed" else OLD
         past = Ended(
             attempt=f"{self.sequence:032x}", running=OLD, version=NEW, began=self.now,
-            ended=self.now, outcome=outcome, why=why, fetched=10_000_000, saved=90_000_000,
+            ended=self.now, outcome=outcome, why=why, log=log, fetched=10_000_000, saved=90_000_000,
         )  # fmt: skip
         self.says(
             *(
