@@ -25,6 +25,7 @@ from tests.server.process import PATIENCE, serving
 from update_agent.agent.reports import Reporter, Reporting, described, line, sender
 from update_agent.core import lifecycle
 from update_agent.core.reason import Reason
+from update_agent.core.record import Past
 from update_agent.core.report import Batch, Receipt, Refused, Report, host_id
 from update_agent.core.settings import Reports, Settings
 from update_agent.errors import HostError
@@ -218,6 +219,48 @@ def test_pauses_grow_with_failures_and_differ_between_hosts() -> None:
 
 def test_a_text_for_people_becomes_one_line() -> None:
     assert line("a\nb\x1b[2J" + "c" * 600) == "a b [2J" + "c" * 493
+
+
+def test_a_failure_is_told_with_the_journal_once(
+    idle: Case, updated: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def journal(past: Past) -> str:
+        asked.append(past.attempt.id)
+        return "nginx[1]: bind failed"
+
+    def unreadable(_: Past) -> str:
+        raise HostError("journalctl is not installed")
+
+    def told(excerpt: Callable[[Past], str], *cases: Case, since: timedelta) -> list[Report]:
+        outbox = Outbox(tmp_path / f"reports{len(asked)}{since.days}")
+        world = replace(
+            reporting(Listener(), tmp_path), outbox=outbox, excerpt=excerpt,
+            now=lambda: START + since,
+        )  # fmt: skip
+
+        async def run() -> None:
+            reporter = Reporter(world)
+            for case in cases:
+                reporter.tell(case.daemon)
+            reporter.stop()
+            await reporter.run()
+
+        asyncio.run(run())
+        return outbox.waiting(10)
+
+    first = told(journal, updated, idle, updated, since=timedelta())
+    assert [it.ended.log if it.ended else None for it in first] == [
+        "nginx[1]: bind failed", None, ""
+    ]  # fmt: skip
+    assert len(asked) == 1
+    assert [it.ended.log for it in told(journal, updated, since=-HOUR * 48) if it.ended] == [
+        "nginx[1]: bind failed"
+    ]
+    assert [it.ended.log for it in told(journal, updated, since=HOUR * 72) if it.ended] == [""]
+    assert [it.ended.log for it in told(unreadable, updated, since=-HOUR * 24) if it.ended] == [""]
+    assert "cannot read the journal of the attempt that failed: journalctl is" in caplog.text
 
 
 # Against a real server ---------------------------------------------------------------------------

@@ -103,7 +103,9 @@ def _hosts(rollout: Rollout, count: int, end: datetime) -> Iterator[Report]:
             name=f"{('web', 'db', 'cache', 'worker')[number % 4]}-{number:05}.fra{number % 3 + 1}",
             slot="AB"[number % 2], group=f"rack-{number % 480}", agent="0.1.0",
         )  # fmt: skip
-        if number % 50 == 1:
+        if number == STORY:
+            yield it
+        elif number % 50 == 1:
             yield replace(it, channel="beta", version=NEW)
         elif number % 400 == 2:
             yield replace(it, channel="canary")
@@ -173,23 +175,27 @@ def _samples(rollout: Rollout, count: int, end: datetime) -> Iterator[dict[str, 
 
 def _story(here: Town, end: datetime) -> None:
     """Let one host tell two updates, the second with a rollback before it."""
-    name = {"name": f"worker-{STORY:05}.fra2", "group": "rack-7", "agent": "0.1.0"}
+    name: dict[str, Any] = {"name": f"worker-{STORY:05}.fra2", "group": "rack-7", "agent": "0.1.0"}
     here.now, here.sequence = end - timedelta(days=12), 100
 
-    def steps(base: Any, goal: Any, slot: str, *states: str) -> None:  # noqa: ANN401
+    def steps(*states: str) -> None:
         for state in states:
             here.now += timedelta(minutes=2, seconds=11)
-            away = {"target": goal, "attempt": f"{here.now.day:032x}"} if state != "idle" else {}
-            runs = {"version": goal if state == "trial" else base, "slot": slot}
-            here.hosts([STORY], state=state, since=here.now, **runs, **away, **name)
+            runs = (NEW, "B") if state == "trial" else (OLD, "A")
+            here.hosts(
+                [STORY], state=state, since=here.now, version=runs[0], slot=runs[1], target=NEW,
+                attempt=f"{here.now.day:032x}", **name,
+            )  # fmt: skip
 
-    steps(OLD, NEW, "A", "checking", "installing", "waiting-to-reboot", "rebooting", "trial")
+    steps("installing", "waiting-to-reboot", "rebooting", "trial")
     here.now += timedelta(minutes=5)
-    here.ended([STORY], "fell-back", _CAUSES[0], log=_LOG, slot="A", state="waiting",
-               wait=Waits(reason="failed-here", sentence="1.1.0 did not come up on this host"),
-               since=here.now, **name)  # fmt: skip
+    wait = Waits(reason="failed-here", sentence="1.1.0 did not come up on this host")
+    here.ended(
+        [STORY], "fell-back", _CAUSES[0], log=_LOG, took=17, slot="A", state="waiting", wait=wait,
+        since=here.now, **name,
+    )  # fmt: skip
     here.now = end - timedelta(hours=2)
-    steps(OLD, NEW, "A", "checking", "installing", "waiting-to-reboot", "rebooting", "trial")
+    steps("installing", "waiting-to-reboot", "rebooting", "trial")
     here.now += timedelta(minutes=1)
-    here.ended([STORY], "confirmed", slot="B", state="idle", since=here.now, **name)
+    here.ended([STORY], "confirmed", took=12, slot="B", since=here.now, **name)
     here.now = end

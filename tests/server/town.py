@@ -71,14 +71,16 @@ class Town:
         why: str = "",
         *,
         log: str = "",
+        took: int = 0,
         **fields: Any,  # noqa: ANN401
     ) -> None:
-        """Let hosts report how their attempt at the new release ended."""
+        """Let hosts report how their attempt at the new release ended, after so many minutes."""
         self.sequence += 1
         version = NEW if outcome == "confirmed" else OLD
         past = Ended(
-            attempt=f"{self.sequence:032x}", running=OLD, version=NEW, began=self.now,
-            ended=self.now, outcome=outcome, why=why, log=log, fetched=10_000_000, saved=90_000_000,
+            attempt=f"{self.sequence:032x}", running=OLD, version=NEW,
+            began=self.now - timedelta(minutes=took), ended=self.now, outcome=outcome, why=why,
+            log=log, fetched=10_000_000, saved=90_000_000,
         )  # fmt: skip
         self.says(
             *(

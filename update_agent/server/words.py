@@ -114,8 +114,9 @@ def part(count: int, whole: int) -> str:
 def does(it: Waiting, now: int) -> str:
     """Return what hosts do, or why not: the rest of a sentence that begins with their number."""
     if it.wave is not None:
-        first = f", the first of them at {soon(it.until, now)}" if it.until else ""
-        return f"wait for wave {it.wave}{first}"
+        if it.until is None or it.until <= now:
+            return f"wait for wave {it.wave}, which is under way"
+        return f"wait for wave {it.wave}, the first of them at {soon(it.until, now)}"
     if it.reason is None:
         return _DOES.get(it.state, it.state)
     text = _WAITS.get(Reason(it.reason)) if it.reason in set(Reason) else None
