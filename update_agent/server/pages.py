@@ -148,7 +148,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
         "curve": _curve(seen, history, now),
         "versions_chart": Markup(chart.versions(history, names)),  # noqa: S704  escaped
         "offerable": channels.offerable(site.repository(), it.product) if visit.steers else [],
-        "error": None, "given": {},
+        "error": None, "given": _given({}),
     }  # fmt: skip
 
 
@@ -254,7 +254,7 @@ async def act(request: Request) -> Response:
         await run_in_threadpool(_act, visit, name, verb, form)
     except UpdateAgentError as error:
         content = await run_in_threadpool(channel_content, visit, name)
-        content |= {"error": error, "given": form | {"verb": verb}}
+        content |= {"error": error, "given": _given(form | {"verb": verb})}
         return _rendered(visit, "channel.html", content, HTTPStatus.CONFLICT)
     return RedirectResponse(f"/channels/{quote(name)}", HTTPStatus.SEE_OTHER)
 
@@ -265,6 +265,11 @@ def _act(visit: Visit, name: str, verb: str, form: Mapping[str, str]) -> None:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"nobody can {verb[:20]} a channel")
     deed: desk.Deed = document.shaped(dict(form), _DEEDS[verb], verb)
     desk.act(visit.site, it.channel, deed, visit.holder.name)
+
+
+def _given(form: Mapping[str, str]) -> dict[str, str]:
+    """Return what was typed into a form; nothing where nothing was."""
+    return {"verb": "", "reason": "", "waves": "", "version": ""} | dict(form)
 
 
 async def _form(request: Request) -> dict[str, str]:
