@@ -21,7 +21,7 @@ from tests.agent.fakes import (
     play,
     waiting,
 )
-from tests.server.process import PATIENCE, serving
+from tests.server.process import PATIENCE, Server, serving
 from update_agent.agent.reports import Reporter, Reporting, described, line, sender
 from update_agent.core import lifecycle
 from update_agent.core.reason import Reason
@@ -309,6 +309,56 @@ def test_what_changed_while_the_server_was_away_arrives_once_it_is_back(
     with sqlite3.connect(tmp_path / "state/server.sqlite") as database:
         events = database.execute("SELECT host, sequence FROM events ORDER BY sequence").fetchall()
     assert events == [(host_id("h"), 1), (host_id("h"), 2)]
+
+
+def test_a_server_that_is_killed_under_load_loses_no_report(
+    idle: Case, updated: Case, tmp_path: Path
+) -> None:
+    hosts, changes, token = 8, 20, tmp_path / "token"
+    known: set[tuple[str, int]] = set()
+
+    async def run(server: Server) -> None:
+        loop, begun, done = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        real = sender(with_server(server.url, token))
+
+        def acknowledged(batch: Batch) -> None:
+            known.update((it.queue, it.sequence) for it in batch.reports)
+            begun.set()
+            if len(known) == hosts * changes:
+                done.set()
+
+        def post(batch: Batch) -> Receipt:
+            receipt = real(batch)
+            loop.call_soon_threadsafe(acknowledged, batch)
+            return receipt
+
+        def tell() -> None:
+            for number in range(changes // 2):
+                for each in reporters:
+                    each.tell((idle, updated)[number % 2].daemon)
+
+        reporters = [Reporter(reporting(post, tmp_path / str(it))) for it in range(hosts)]
+        tasks = [asyncio.create_task(it.run()) for it in reporters]
+        tell()
+        await begun.wait()
+        server.popen.kill()
+        server.popen.wait(PATIENCE)
+        tell()
+        port = server.url.rpartition(":")[2]
+        async with asyncio.timeout(60):
+            with serving(tmp_path, "--port", port, "--report-rate", "0"):
+                await done.wait()
+                for each in reporters:
+                    each.stop()
+                await asyncio.gather(*tasks)
+
+    with serving(tmp_path, "--report-rate", "0") as server:
+        token.write_text(server.tokens["hosts"])
+        asyncio.run(run(server))
+    with sqlite3.connect(tmp_path / "state/server.sqlite") as database:
+        kept = database.execute("SELECT queue, sequence FROM events").fetchall()
+    assert len(known) == hosts * changes
+    assert set(kept) == known
 
 
 @pytest.mark.parametrize(
