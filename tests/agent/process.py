@@ -5,6 +5,7 @@ python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT]
 
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from update_agent.agent.repository import Repository
 from update_agent.agent.store import FileStore
 from update_agent.core.reason import Reason
 from update_agent.core.release import Host
+from update_agent.core.settings import Reports
 from update_agent.errors import UpdateAgentError
 from update_agent.host import login
 from update_agent.host.offer import Offer
@@ -47,9 +49,11 @@ def run(folder: Path) -> int:
     main.LocalReboots = partial(  # type: ignore[assignment,attr-defined]
         LocalReboots, carry_out=lambda _: login.reboot("now")
     )
+    folder.mkdir(exist_ok=True)
+    reports = Reports(textfile=str(folder / "update-agent.prom"))
     parts = main.Parts(
-        host=HOST, settings=IMMEDIATE, store=FileStore(folder), slots=Slots(),
-        group=GROUP_ID, folder=folder, patience=0.1,
+        host=HOST, settings=replace(IMMEDIATE, reports=reports), store=FileStore(folder),
+        slots=Slots(), group=GROUP_ID, folder=folder, patience=0.1,
     )  # fmt: skip
     try:
         with parts.store.locked():

@@ -81,7 +81,9 @@ async def until(state: str) -> dict[str, Any]:
     raise AssertionError
 
 
-def test_it_begins_lives_and_ends_as_systemd_wants_it(begin: Callable[..., Process]) -> None:
+def test_it_begins_lives_and_ends_as_systemd_wants_it(
+    begin: Callable[..., Process], tmp_path: Path
+) -> None:
     process = begin()
 
     assert process.hears("READY=1") == "READY=1\nSTATUS=idle"
@@ -93,6 +95,8 @@ def test_it_begins_lives_and_ends_as_systemd_wants_it(begin: Callable[..., Proce
     code, log = process.ends()
     assert code == 0
     assert "<6>ending: SIGTERM" in log
+    prometheus = (tmp_path / "state/update-agent.prom").read_text()
+    assert 'update_agent_state{state="idle"} 1\n' in prometheus
 
 
 def test_an_update_is_logged_line_by_line_with_priority_and_attempt(

@@ -21,10 +21,11 @@ from tests.agent.fakes import (
     play,
     waiting,
 )
-from tests.server.process import PATIENCE, serving
+from tests.server.process import PATIENCE, Server, serving
 from update_agent.agent.reports import Reporter, Reporting, described, line, sender
 from update_agent.core import lifecycle
 from update_agent.core.reason import Reason
+from update_agent.core.record import Past
 from update_agent.core.report import Batch, Receipt, Refused, Report, host_id
 from update_agent.core.settings import Reports, Settings
 from update_agent.errors import HostError
@@ -220,6 +221,48 @@ def test_a_text_for_people_becomes_one_line() -> None:
     assert line("a\nb\x1b[2J" + "c" * 600) == "a b [2J" + "c" * 493
 
 
+def test_a_failure_is_told_with_the_journal_once(
+    idle: Case, updated: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def journal(past: Past) -> str:
+        asked.append(past.attempt.id)
+        return "nginx[1]: bind failed"
+
+    def unreadable(_: Past) -> str:
+        raise HostError("journalctl is not installed")
+
+    def told(excerpt: Callable[[Past], str], *cases: Case, since: timedelta) -> list[Report]:
+        outbox = Outbox(tmp_path / f"reports{len(asked)}{since.days}")
+        world = replace(
+            reporting(Listener(), tmp_path), outbox=outbox, excerpt=excerpt,
+            now=lambda: START + since,
+        )  # fmt: skip
+
+        async def run() -> None:
+            reporter = Reporter(world)
+            for case in cases:
+                reporter.tell(case.daemon)
+            reporter.stop()
+            await reporter.run()
+
+        asyncio.run(run())
+        return outbox.waiting(10)
+
+    first = told(journal, updated, idle, updated, since=timedelta())
+    assert [it.ended.log if it.ended else None for it in first] == [
+        "nginx[1]: bind failed", None, ""
+    ]  # fmt: skip
+    assert len(asked) == 1
+    assert [it.ended.log for it in told(journal, updated, since=-HOUR * 48) if it.ended] == [
+        "nginx[1]: bind failed"
+    ]
+    assert [it.ended.log for it in told(journal, updated, since=HOUR * 72) if it.ended] == [""]
+    assert [it.ended.log for it in told(unreadable, updated, since=-HOUR * 24) if it.ended] == [""]
+    assert "cannot read the journal of the attempt that failed: journalctl is" in caplog.text
+
+
 # Against a real server ---------------------------------------------------------------------------
 
 
@@ -266,6 +309,56 @@ def test_what_changed_while_the_server_was_away_arrives_once_it_is_back(
     with sqlite3.connect(tmp_path / "state/server.sqlite") as database:
         events = database.execute("SELECT host, sequence FROM events ORDER BY sequence").fetchall()
     assert events == [(host_id("h"), 1), (host_id("h"), 2)]
+
+
+def test_a_server_that_is_killed_under_load_loses_no_report(
+    idle: Case, updated: Case, tmp_path: Path
+) -> None:
+    hosts, changes, token = 8, 20, tmp_path / "token"
+    known: set[tuple[str, int]] = set()
+
+    async def run(server: Server) -> None:
+        loop, begun, done = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        real = sender(with_server(server.url, token))
+
+        def acknowledged(batch: Batch) -> None:
+            known.update((it.queue, it.sequence) for it in batch.reports)
+            begun.set()
+            if len(known) == hosts * changes:
+                done.set()
+
+        def post(batch: Batch) -> Receipt:
+            receipt = real(batch)
+            loop.call_soon_threadsafe(acknowledged, batch)
+            return receipt
+
+        def tell() -> None:
+            for number in range(changes // 2):
+                for each in reporters:
+                    each.tell((idle, updated)[number % 2].daemon)
+
+        reporters = [Reporter(reporting(post, tmp_path / str(it))) for it in range(hosts)]
+        tasks = [asyncio.create_task(it.run()) for it in reporters]
+        tell()
+        await begun.wait()
+        server.popen.kill()
+        server.popen.wait(PATIENCE)
+        tell()
+        port = server.url.rpartition(":")[2]
+        async with asyncio.timeout(60):
+            with serving(tmp_path, "--port", port, "--report-rate", "0"):
+                await done.wait()
+                for each in reporters:
+                    each.stop()
+                await asyncio.gather(*tasks)
+
+    with serving(tmp_path, "--report-rate", "0") as server:
+        token.write_text(server.tokens["hosts"])
+        asyncio.run(run(server))
+    with sqlite3.connect(tmp_path / "state/server.sqlite") as database:
+        kept = database.execute("SELECT queue, sequence FROM events").fetchall()
+    assert len(known) == hosts * changes
+    assert set(kept) == known
 
 
 @pytest.mark.parametrize(

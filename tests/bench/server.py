@@ -1,25 +1,32 @@
-"""Reports a second that update-server keeps, from one process on loopback; and kill -9 under it.
+"""Reports and polls a second that update-server takes, on loopback; and kill -9 under load.
 
-python -m tests.bench.server [--seconds N] [--callers N] [--database URL]
+python -m tests.bench.server [--seconds N] [--callers N] [--times N] [--postgres]
 
-Callers are hosts that post one report after the other, each waiting for its receipt. The server and
-its callers share this machine. At the end the server is killed without warning, and what it has
-is held against what it acknowledged.
+Callers are hosts that post one report after the other, each waiting for its receipt; polls of the
+timestamp come from wrk (Debian's package). The server and its callers share this machine. Then the
+server is killed without warning and started again, twice, while hosts go on making reports and keep
+what is not acknowledged; at the end what they made is held against what the database has.
 """
 
 import argparse
 import asyncio
 import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy as sql
 
+from tests.server.postgres import postgres
 from tests.server.process import Server, host_named, report, serving
 from update_agent.core import document
 from update_agent.core.report import Batch, Waits
@@ -28,16 +35,12 @@ from update_agent.server import tables
 _STATES = ("idle", "checking", "waiting", "installing", "waiting-to-reboot", "rebooting", "trial")
 _PLACE = 10**15
 """A number that stands for a report's own."""
-
-
-@dataclass
-class Count:
-    """What callers saw."""
-
-    kept: dict[int, int] = field(default_factory=dict)
-    """The newest acknowledged number of each host."""
-    seconds: list[float] = field(default_factory=list)
-    acknowledged: int = 0
+_TIMESTAMP = 525
+"""Bytes of a real one."""
+_AGAIN = 0.1
+"""Seconds after which a caller that found nobody comes again."""
+_HOSTS = 1000
+"""That each caller is, one after the other."""
 
 
 def _bodies() -> list[bytes]:
@@ -47,64 +50,164 @@ def _bodies() -> list[bytes]:
     return [document.encode(Batch(reports=(it,))) for it in made]
 
 
-async def call(server: Server, numbers: list[int], count: Count, until: float) -> None:
-    """Be some hosts, one after the other, on one connection."""
-    port = int(server.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        f"POST /v1/reports HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.tokens['hosts']}"
-        "\r\nContent-Length: "
-    ).encode()
-    nobody, nothing = host_named(0).encode(), str(_PLACE).encode()
-    sequence, bodies = 0, _bodies()
-    while time.monotonic() < until:
-        sequence += 1
-        for number in numbers:
-            began = time.monotonic()
-            body = bodies[sequence % len(bodies)].replace(nobody, host_named(number).encode())
-            body = body.replace(nothing, b"%d" % sequence)
+_BODIES = _bodies()
+_NOBODY, _NOTHING = host_named(0).encode(), str(_PLACE).encode()
+
+
+def _body(number: int, sequence: int) -> bytes:
+    """Return the batch with one report of a host."""
+    body = _BODIES[sequence % len(_BODIES)].replace(_NOBODY, host_named(number).encode())
+    return body.replace(_NOTHING, b"%d" % sequence)
+
+
+@dataclass
+class Caller:
+    """Some hosts, one after the other, on one connection; what is not acknowledged is kept."""
+
+    port: int
+    token: str
+    first: int
+    """Host; the others follow."""
+    seconds: list[float] = field(default_factory=list)
+    """That each acknowledged report took."""
+    made: int = 0
+    queue: deque[bytes] = field(default_factory=deque)
+
+    async def run(self, until: float) -> None:
+        """Make reports and post them, and in the end post what waits."""
+        while time.monotonic() < until or self.queue:
             try:
+                await self._connected(until)
+            except (OSError, asyncio.IncompleteReadError):
+                if time.monotonic() < until:
+                    self._make()
+                await asyncio.sleep(_AGAIN)
+
+    async def _connected(self, until: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = (
+            "POST /v1/reports HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+            f"{self.token}\r\nContent-Length: "
+        ).encode()
+        try:
+            while time.monotonic() < until or self.queue:
+                if not self.queue:
+                    self._make()
+                began, body = time.monotonic(), self.queue[0]
                 writer.write(b"%s%d\r\n\r\n%s" % (head, len(body), body))
                 answer = await reader.readuntil(b"\n}\n")
-            except (OSError, asyncio.IncompleteReadError):
-                return
-            assert answer.startswith(b"HTTP/1.1 200"), answer
-            count.seconds.append(time.monotonic() - began)
-            count.kept[number] = sequence
-            count.acknowledged += 1
-            if time.monotonic() >= until:
-                break
-    writer.close()
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+                self.seconds.append(time.monotonic() - began)
+                self.queue.popleft()
+        finally:
+            writer.close()
+
+    def _make(self) -> None:
+        sequence, number = divmod(self.made, _HOSTS)
+        self.queue.append(_body(self.first + number, sequence + 1))
+        self.made += 1
 
 
-async def load(server: Server, callers: int, seconds: float, *, kill: bool) -> Count:
-    """Let ``callers`` post for so long, and kill the server in the middle of it if wanted."""
-    count, until = Count(), time.monotonic() + seconds
-    tasks = [
-        asyncio.create_task(
-            call(server, list(range(it, it + 1000 * callers, callers)), count, until + kill * 30)
-        )
-        for it in range(callers)
-    ]
-    if kill:
-        await asyncio.sleep(seconds)
-        os.kill(server.popen.pid, signal.SIGKILL)
-    await asyncio.gather(*tasks)
-    return count
+def _callers(server: Server, count: int, first: int) -> list[Caller]:
+    port = int(server.url.rpartition(":")[2])
+    return [
+        Caller(port, server.tokens["hosts"], first + it * _HOSTS) for it in range(count)
+    ]  # fmt: skip
 
 
-def processor_time(server: Server) -> float:
+def load(server: Server, callers: int, seconds: float) -> None:
+    """Print how many reports ``callers`` get acknowledged."""
+    made = _callers(server, callers, first=1)
+
+    async def run() -> None:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(it.run(until) for it in made))
+
+    used = _processor_time(server)
+    asyncio.run(run())
+    used = _processor_time(server) - used
+    taken = sorted(took for it in made for took in it.seconds)
+    print(
+        f"  reports: {len(taken) / seconds:.0f}/s, median {taken[len(taken) // 2] * 1000:.0f} ms,"
+        f" p99 {taken[len(taken) * 99 // 100] * 1000:.0f} ms;"
+        f" {used / len(taken) * 1e6:.0f} us of a processor each"
+    )
+
+
+def polls(server: Server, connections: int, seconds: float) -> None:
+    """Print how many polls of the timestamp are answered."""
+    url = f"{server.url}/metadata/timestamp.json"
+    tag = server.ask("HEAD", "/metadata/timestamp.json").headers["etag"]
+    for what, more in (("whole", []), ("not changed", ["-H", f"If-None-Match: {tag}"])):
+        said = subprocess.run(
+            ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", *more, url],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        found = [
+            re.search(it, said) for it in (r"Requests/sec: *(\S+)", r"50% *(\S+)", r"99% *(\S+)")
+        ]
+        rate, middle, late = (it[1] if it else "?" for it in found)
+        print(f"  timestamp, {what}: {float(rate):.0f}/s, median {middle}, p99 {late}")
+
+
+def kills(
+    folder: Path, words: list[str], tokens: dict[str, str], url: str, callers: int, seconds: float
+) -> int:
+    """Kill the server twice under load; print, and return, how many reports are lost."""
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(folder, *words, tokens=tokens))
+        made = _callers(server, callers, first=1_000_000)
+        words = [*words, "--port", str(made[0].port)]
+        began = time.monotonic()
+
+        async def run() -> None:
+            tasks = [asyncio.create_task(it.run(began + seconds)) for it in made]
+            killed = server
+            for part in (1, 2):
+                await asyncio.sleep(max(0.0, began + seconds * part / 3 - time.monotonic()))
+                os.kill(killed.popen.pid, signal.SIGKILL)
+                await asyncio.to_thread(killed.popen.wait)
+                started = serving(folder, *words, tokens=tokens)
+                killed = await asyncio.to_thread(stack.enter_context, started)
+            await asyncio.gather(*tasks)
+
+        asyncio.run(run())
+    made_ones = sum(it.made for it in made)
+    kept = _kept(url, first=1_000_000)
+    print(
+        f"  killed twice in {time.monotonic() - began:.0f} s: hosts made {made_ones} reports,"
+        f" the database has {kept}; {made_ones - kept} lost"
+    )
+    return made_ones - kept
+
+
+def _processor_time(server: Server) -> float:
     """Return the seconds that the server has used, proc(5)."""
     parts = Path(f"/proc/{server.popen.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def lost(database: tables.Database, count: Count) -> int:
-    """Return how many hosts' acknowledged reports the database does not have."""
+def _kept(url: str, first: int) -> int:
+    """Return how many reports of hosts from ``first`` on the database has."""
+    database = tables.opened(url)
     with database.read() as connection:
-        rows = connection.execute(sql.select(tables.hosts.c.host, tables.hosts.c.sequence)).all()
-    known: dict[str, int] = {row.host: row.sequence for row in rows}
-    return sum(known.get(host_named(it), 0) < wanted for it, wanted in count.kept.items())
+        count = connection.scalar(
+            sql.select(sql.func.count())
+            .select_from(tables.events)
+            .where(tables.events.c.host >= host_named(first))
+        )
+    database.close()
+    return count or 0
+
+
+@contextmanager
+def _database(folder: Path, *, real_one: bool) -> Iterator[tuple[list[str], str]]:
+    """Yield the server's words for a database, and its URL."""
+    if not real_one:
+        yield [], f"sqlite:///{folder / 'state/server.sqlite'}"
+        return
+    with postgres(folder, durable=True) as url:
+        yield ["--database", url], url
 
 
 def main() -> int:
@@ -112,34 +215,26 @@ def main() -> int:
     command = argparse.ArgumentParser()
     command.add_argument("--seconds", type=float, default=10)
     command.add_argument("--callers", type=int, default=256)
-    command.add_argument("--database")
+    command.add_argument("--times", type=int, default=3)
+    command.add_argument("--postgres", action="store_true", help="in place of SQLite")
     options = command.parse_args()
-    words = ["--report-rate", "0"]
-    words += ["--database", options.database] if options.database else []
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as name:
-        folder = Path(name)
-        with serving(folder, *words) as server:
-            used = processor_time(server)
-            count = asyncio.run(load(server, options.callers, options.seconds, kill=False))
-            used = processor_time(server) - used
-            _print("reports", count, options.seconds)
-            print(f"the server's processor time: {used / count.acknowledged * 1e6:.0f} us a report")
-            began = time.monotonic()
-            count = asyncio.run(load(server, options.callers, options.seconds / 2, kill=True))
-            took = time.monotonic() - began
-        url = options.database or f"sqlite:///{folder / 'state/server.sqlite'}"
-        missing = lost(tables.opened(url), count)
-        print(f"killed after {took:.1f} s: {count.acknowledged} acknowledged, {missing} lost")
-    return 1 if missing else 0
-
-
-def _print(what: str, count: Count, seconds: float) -> None:
-    taken = sorted(count.seconds)
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d} {what}: {count.acknowledged / seconds:.0f}/s,"
-        f" median {taken[len(taken) // 2] * 1000:.0f} ms, p99"
-        f" {taken[len(taken) * 99 // 100] * 1000:.0f} ms, {len(count.kept)} hosts"
-    )
+    lost = 0
+    for _ in range(options.times):
+        with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as name:
+            folder = Path(name)
+            folder.chmod(0o755)  # PostgreSQL runs as a user of its own
+            stamp = folder / "www/metadata/timestamp.json"
+            stamp.parent.mkdir(parents=True)
+            stamp.write_bytes(b" " * _TIMESTAMP)
+            with _database(folder, real_one=options.postgres) as (words, url):
+                words += ["--report-rate", "0"]
+                kind = "PostgreSQL" if options.postgres else "SQLite"
+                print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} {kind}, load {os.getloadavg()[0]:.1f}")
+                with serving(folder, *words) as server:
+                    load(server, options.callers, options.seconds)
+                    polls(server, options.callers // 4, options.seconds / 2)
+                lost += kills(folder, words, server.tokens, url, options.callers, options.seconds)
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

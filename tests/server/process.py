@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,21 +74,36 @@ class Server:
         return self.popen.wait(PATIENCE)
 
 
+_AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""Starts a program with a listening socket, as systemd does."""
+
+
 @contextmanager
 def serving(
-    folder: Path, *words: str, tokens: dict[str, str] | None = None, log: Path | None = None
+    folder: Path,
+    *words: str,
+    tokens: dict[str, str] | None = None,
+    log: Path | None = None,
+    listener: socket.socket | None = None,
 ) -> Iterator[Server]:
     """Run a server with its repository, online keys and state in ``folder``."""
+    passed = [listener.fileno()] if listener else []
+    before = ["-c", _AS_SYSTEMD, str(passed[0])] if passed else []
     (folder / "www").mkdir(exist_ok=True)
     keys = ["--keys", str(folder / "online")] if (folder / "online").exists() else []
     with (log or folder / "server.log").open("a") as errors:
         popen = subprocess.Popen(
             [
-                sys.executable, "-m", "update_agent.server.main", "serve",
+                sys.executable, *before, "-m", "update_agent.server.main", "serve",
                 "--repository", str(folder / "www"), "--state", str(folder / "state"),
                 "--port", "0", *keys, *words,
             ],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=errors,
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=errors, pass_fds=passed,
         )  # fmt: skip
     found = dict(tokens or {})
     url = ""

@@ -14,9 +14,10 @@ from tests.publisher import Team, seen_by_us
 from tests.server.process import NOON, PATIENCE, Server, host_named, report, serving
 from tests.server.town import NEW, OLD
 from update_agent.core import document
-from update_agent.core.report import Batch, Ended, Waits
+from update_agent.core.report import Batch, Ended, Waits, Works
 from update_agent.server import tables
 from update_agent.server.api import openapi
+from update_agent.server.guard import COOKIE
 from update_agent.server.main import main
 from update_agent.server.tokens import Role, Tokens
 
@@ -145,12 +146,14 @@ def test_why_hosts_wait_is_counted_by_reason(server: Server) -> None:
 
     standing = server.api("/v1/channels/stable/standing")
 
+    assert server.ask("GET", "/v1/channels/none/standing", by="operators").status_code == 404
+
     assert standing["versions"] == [
         {"hosts": 3, "version": "1.0.0"}, {"hosts": 1, "version": "1.1.0"},
     ]  # fmt: skip
     assert standing["waiting"][0] == {
-        "state": "waiting", "reason": "wave", "hosts": 3, "sentence": "wave 3 opens at 14:05",
-        "until": int(UNTIL.timestamp()),
+        "state": "waiting", "reason": "wave", "wave": None, "hosts": 3,
+        "sentence": "wave 3 opens at 14:05", "until": int(UNTIL.timestamp()),
     }  # fmt: skip
 
 
@@ -330,3 +333,49 @@ def test_many_at_once_are_all_kept(server: Server) -> None:
 
     assert set(asyncio.run(run())) == {200}
     assert server.api("/v1/hosts")["total"] == 64
+
+
+# Whatever hosts say ------------------------------------------------------------------------------
+
+_WHOLE = report(
+    1, attempt="d" * 32, target=NEW, group="rack-7", agent="0.1.0", wait=WAVE,
+    progress=Works(step="writing", done=1, size=2),
+    ended=Ended(attempt="d" * 32, running=OLD, version=NEW, began=NOON, ended=NOON,
+                outcome="fell-back", why="x", log="y"),
+)  # fmt: skip
+
+
+def fields(value: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:  # noqa: ANN401
+    """Yield the way to every text in a document."""
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from fields(inner, (*above, name))
+        elif isinstance(inner, str):
+            yield (*above, name)
+
+
+@pytest.mark.case(99)
+def test_no_field_of_a_report_reaches_sql_or_a_page_as_more_than_text(server: Server) -> None:
+    whole = json.loads(document.encode(_WHOLE))
+    ways = list(fields(whole))
+    assert len(ways) > 20
+    for number, way in enumerate(ways):
+        sent = json.loads(json.dumps(whole | {"sequence": number + 1, "host": host_named(number)}))
+        inner = sent
+        for name in way[:-1]:
+            inner = inner[name]
+        inner[way[-1]] = EVIL[:64]
+        answer = server.ask(
+            "POST", "/v1/reports", by="hosts", data=json.dumps({"reports": [sent]})
+        ).json()
+        assert answer["taken"] + len(answer["refused"]) == 1, way
+
+    cookies = {COOKIE: server.tokens["operators"]}
+    hosts = server.api("/v1/hosts?limit=500")
+    assert hosts["total"] == len(hosts["hosts"]) > 3
+    paths = [f"/hosts/{it['host']}" for it in hosts["hosts"]]
+    for path in ("/", "/channels/stable", "/hosts", "/audit", *paths):
+        page = server.ask("GET", path, cookies=cookies)
+        assert page.status_code == 200, path
+        assert "<script" not in page.text, path
+    assert "update_server_hosts" in server.ask("GET", "/metrics").text

@@ -101,7 +101,7 @@ def test_a_viewer_sees_everything_and_steers_nothing(server: Server, team: Team)
     eve = Person(server, Tokens(database).add("eve", Role.VIEWER, NOON))
     database.close()
 
-    assert "<form method" not in eve.look("/channels/stable")
+    assert 'action="/channels' not in eve.look("/channels/stable")
     answer = eve.send("/channels/stable/pause", reason="x")
     assert answer.status_code == 403
     assert "eve is a viewer, and this is for operators" in text_of(answer.text)
@@ -115,7 +115,7 @@ def test_the_channels_are_shown_with_their_rollouts(server: Server, ann: Person)
 
     page = text_of(ann.look("/"))
 
-    assert "stable os 1.0.0 offered to all open for 100 % 1 of 1" in page
+    assert "stable offered to all os 1.0.0, 1 hosts 100.0 % run it: 1 of 1 open for 100 %" in page
     assert "1 hosts follow gone , which is no channel here" in page
 
 
@@ -127,16 +127,19 @@ def test_a_channel_tells_its_plan_its_hosts_and_why_they_wait(server: Server, an
         attempt="d" * 32, running=OLD, version=NEW, began=NOON, ended=NOON, outcome="fell-back",
         why="nginx.service failed",
     )  # fmt: skip
-    server.post(*(report(it, version=OLD, state="waiting", wait=WAVE) for it in range(1, 100)))
+    places = [*range(1, 61), *range(500_061, 500_100)]
+    server.post(
+        *(report(it % 500_000, place=it, version=OLD, state="waiting", wait=WAVE) for it in places)
+    )
     server.post(report(200, version=NEW), report(201, ended=past))
 
     page = ann.look("/channels/stable")
     words = text_of(page)
 
-    assert "99 waiting wave wave 3 opens at 14:05 2026-11-24 14:05" in words
-    assert "1 1.1.0 fell-back nginx.service failed" in words
-    assert "hosts, heard of within a day 101 run it 1 tried it 1" in words
-    assert 'class="plan" points="44' in page
+    assert "60 wait for wave 1, which is under way 39 wait for wave 2" in words
+    assert "1 nginx.service failed fell-back 1.1.0" in words
+    assert "run it, of 101 hosts 1.0 % run it 1 tried it 1" in words
+    assert 'class="plan" points="0.0,200' in page
     assert "1% of the hosts run it" in page
     assert len(page) < 200_000
 
@@ -151,7 +154,7 @@ def test_a_host_tells_its_story(server: Server, ann: Person) -> None:
     words = text_of(ann.look(f"/hosts/{host_named(1)}"))
 
     assert "rebooting → 1.1.0" in words
-    assert "fell-back nginx.service failed line 1 line 2 0s 33.0 MB" in words
+    assert "fell-back nginx.service failed Journal line 1 line 2 0s 33.0 MB" in words
     assert "place in the rollout 1.2345 %" in words
 
 
@@ -204,6 +207,14 @@ def test_a_form_that_cannot_be_done_keeps_what_was_typed(server: Server, ann: Pe
     assert 'value="10% 5%"' in answer.text
     assert 'value="my &#34;reason&#34;"' in answer.text
     assert server.api("/v1/channels/stable")["channel"]["version"] == "1.0.0"
+
+
+@pytest.mark.parametrize("verb", ["promote", "waves", "pause", "resume", "halt"])
+def test_a_form_that_lacks_something_says_what(ann: Person, verb: str) -> None:
+    answer = ann.send(f"/channels/stable/{verb}")
+
+    assert answer.status_code == 409
+    assert "missing required field" in text_of(answer.text)
 
 
 @pytest.mark.case(99)

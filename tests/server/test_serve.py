@@ -1,10 +1,15 @@
 """update-server as a process: from nothing to serving, and to a clean end."""
 
 import shutil
+import socket
 import sqlite3
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.server.process import NOON, PATIENCE, Server, host_named, report, serving
+from update_agent.agent.reports import sender
+from update_agent.core import document
+from update_agent.core.report import Batch
+from update_agent.core.settings import NetworkSettings, Reports, Settings
 from update_agent.core.version import Version
 from update_agent.server import figures, tables
 from update_agent.server.intake import store
@@ -70,6 +79,8 @@ def test_where_it_cannot_begin_it_says_what_to_do(
     repository = ["--repository", str(tmp_path / "www")]
     assert main(["serve", *repository, *state, "--cert", "c.pem"]) == 4
     assert "--cert and --key belong together" in capsys.readouterr().err
+    assert main(["serve", *repository, *state, "--client-ca", "ca.pem"]) == 4
+    assert "--client-ca wants --cert and --key" in capsys.readouterr().err
     assert main(["serve", *repository, "--database", "mysql://x/y"]) == 4
     assert "sqlite:///FILE or postgresql://" in capsys.readouterr().err
     assert main(["serve", *repository, *state, "--host", "192.0.2.1"]) == 4
@@ -95,30 +106,98 @@ def test_a_token_is_made_shown_listed_and_ended(
     assert made not in out
 
 
-def test_it_speaks_tls_with_a_certificate(tmp_path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+# TLS ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A certificate and its key, in files."""
+
+    cert: Path
+    key: Path
+    name: x509.Name
+    private: ec.EllipticCurvePrivateKey
+
+
+def signed(folder: Path, name: str, by: Signed | None = None) -> Signed:
+    """Make a certificate, signed by itself or by another."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
-    certificate = (
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = (
         x509.CertificateBuilder()
-        .subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+        .subject_name(subject).issuer_name(by.name if by else subject)
+        .public_key(private.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
+        .sign(by.private if by else private, hashes.SHA256())
     )  # fmt: skip
-    cert, pem = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    pem.write_bytes(
-        key.private_bytes(
+    it = Signed(folder / f"{name}.pem", folder / f"{name}.key", subject, private)
+    it.cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    it.key.write_bytes(
+        private.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
     )
+    return it
 
-    with serving(tmp_path, "--cert", str(cert), "--key", str(pem)) as server:
+
+def test_it_speaks_tls_with_a_certificate(tmp_path: Path) -> None:
+    own = signed(tmp_path, "own")
+
+    with serving(tmp_path, "--cert", str(own.cert), "--key", str(own.key)) as server:
         port = int(server.url.rpartition(":")[2])
         assert server.url.startswith("https://")
-        assert ssl.get_server_certificate(("127.0.0.1", port)) == cert.read_text()
+        assert ssl.get_server_certificate(("127.0.0.1", port)) == own.cert.read_text()
+
+
+@pytest.mark.case(99)
+def test_a_host_with_a_certificate_of_the_fleets_needs_no_token(tmp_path: Path) -> None:
+    own, fleet = signed(tmp_path, "own"), signed(tmp_path, "fleet")
+    host, stranger = signed(tmp_path, "web-1", by=fleet), signed(tmp_path, "stranger")
+    words = ("--cert", own.cert, "--key", own.key, "--client-ca", fleet.cert)
+    batch = Batch(reports=(report(),))
+
+    with serving(tmp_path, *map(str, words)) as server:
+        settings = Settings(
+            network=NetworkSettings(ca=str(own.cert)),
+            reports=Reports(url=server.url, certificate=str(host.cert), key=str(host.key)),
+        )
+        assert sender(settings)(batch).taken == 1
+
+        ask = partial(requests.post, f"{server.url}/v1/reports", document.encode(batch),
+                      verify=str(own.cert), timeout=PATIENCE)  # fmt: skip
+        assert ask().status_code == 401
+        assert ask(headers={"Authorization": f"Bearer {server.tokens['hosts']}"}).ok
+        with pytest.raises(requests.ConnectionError):
+            ask(cert=(str(stranger.cert), str(stranger.key)))
+        operators = requests.get(
+            f"{server.url}/v1/hosts", verify=str(own.cert), timeout=PATIENCE,
+            cert=(str(host.cert), str(host.key)),
+        )  # fmt: skip
+        assert operators.status_code == 401
+
+
+# Restarts ----------------------------------------------------------------------------------------
+
+
+def test_who_comes_while_it_is_restarted_is_answered_by_the_next(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        with serving(tmp_path, listener=listener) as server:
+            assert server.post(report(1))["taken"] == 1
+            assert server.end() == 0
+        answer = pool.submit(
+            requests.post, f"{server.url}/v1/reports",
+            document.encode(Batch(reports=(report(2),))), timeout=PATIENCE,
+            headers={"Authorization": f"Bearer {server.tokens['hosts']}"},
+        )  # fmt: skip
+        with serving(tmp_path, listener=listener, tokens=server.tokens) as again:
+            assert answer.result().json()["taken"] == 1
+            assert again.api("/v1/hosts")["total"] == 2
 
 
 # Files -------------------------------------------------------------------------------------------

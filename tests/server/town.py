@@ -1,6 +1,6 @@
 """A server's parts without its process: a repository, a database, hosts that report, a clock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -59,18 +59,28 @@ class Town:
         with self.site.database.begin() as connection:
             store(self.site.database, connection, reports, self.now)
 
-    def hosts(self, numbers: range, **fields: Any) -> None:  # noqa: ANN401  of a report
+    def hosts(self, numbers: Sequence[int], **fields: Any) -> None:  # noqa: ANN401  of a report
         """Let hosts report a change."""
         self.sequence += 1
         self.says(*(report(it, self.sequence, time=self.now, **fields) for it in numbers))
 
-    def ended(self, numbers: range, outcome: str, why: str = "", **fields: Any) -> None:  # noqa: ANN401
-        """Let hosts report how their attempt at the new release ended."""
+    def ended(
+        self,
+        numbers: Sequence[int],
+        outcome: str,
+        why: str = "",
+        *,
+        log: str = "",
+        took: int = 0,
+        **fields: Any,  # noqa: ANN401
+    ) -> None:
+        """Let hosts report how their attempt at the new release ended, after so many minutes."""
         self.sequence += 1
         version = NEW if outcome == "confirmed" else OLD
         past = Ended(
-            attempt=f"{self.sequence:032x}", running=OLD, version=NEW, began=self.now,
-            ended=self.now, outcome=outcome, why=why, fetched=10_000_000, saved=90_000_000,
+            attempt=f"{self.sequence:032x}", running=OLD, version=NEW,
+            began=self.now - timedelta(minutes=took), ended=self.now, outcome=outcome, why=why,
+            log=log, fetched=10_000_000, saved=90_000_000,
         )  # fmt: skip
         self.says(
             *(
@@ -79,7 +89,7 @@ class Town:
             )
         )
 
-    def away(self, numbers: range) -> None:
+    def away(self, numbers: Sequence[int]) -> None:
         """Let hosts say that they reboot into the new release."""
         self.hosts(numbers, state="rebooting", target=NEW, attempt=host_named(numbers[0]))
 

@@ -30,11 +30,12 @@ from update_agent.agent.reports import Reporter, Reporting, sender
 from update_agent.agent.repository import Repository
 from update_agent.agent.slots import WriterSlots
 from update_agent.agent.store import FOLDER, FileStore
+from update_agent.agent.textfile import Textfile
 from update_agent.core.release import Host
 from update_agent.core.settings import Settings
 from update_agent.core.version import Version
 from update_agent.errors import HostError
-from update_agent.host import config, identity
+from update_agent.host import config, excerpt, identity
 from update_agent.host.outbox import Outbox
 from update_agent.host.systemd import Notifier, PriorityFormatter
 
@@ -118,6 +119,9 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
     reporter = _reporter(parts)
     if reporter:
         told.append(reporter.tell)
+    textfile = _textfile(parts)
+    if textfile:
+        told.append(textfile.tell)
     daemon = Daemon(parts.host, parts.settings, _world(parts, told, address))
     service = Service(daemon, group=parts.group, address=address)
     told.append(service.tell)
@@ -128,6 +132,8 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
         alive = loop.create_task(_stay_alive(notifier))
         reporting = loop.create_task(reporter.run() if reporter else _nothing())
         reporting.add_done_callback(lambda task: _task_ended(ended, task))
+        writing = loop.create_task(textfile.run() if textfile else _nothing())
+        writing.add_done_callback(lambda task: _task_ended(ended, task))
         try:
             await _first(_begun(daemon, service), ended)
             if not ended.done():
@@ -142,9 +148,12 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
                     await daemon.stop()
             if reporter:
                 reporter.stop()
-            await asyncio.wait({reporting}, timeout=_LAST_WORDS)
+            if textfile:
+                textfile.stop()
+            await asyncio.wait({reporting, writing}, timeout=_LAST_WORDS)
             reporting.cancel()
-            await asyncio.gather(on_bus, alive, reporting, return_exceptions=True)
+            writing.cancel()
+            await asyncio.gather(on_bus, alive, reporting, writing, return_exceptions=True)
 
 
 def sentence(daemon: Daemon) -> str:
@@ -164,9 +173,15 @@ def _reporter(parts: Parts) -> Reporter | None:
         Reporting(
             outbox=Outbox(parts.folder / "reports"), post=sender(parts.settings),
             name=platform.node(), interval=reports.interval, now=identity.clock,
-            chance=random.SystemRandom().random,
+            chance=random.SystemRandom().random, excerpt=excerpt.of,
         )
     )  # fmt: skip
+
+
+def _textfile(parts: Parts) -> Textfile | None:
+    """Return who tells Prometheus, if anybody is to."""
+    path = parts.settings.reports.textfile
+    return Textfile(Path(path)) if path else None
 
 
 async def _nothing() -> None:

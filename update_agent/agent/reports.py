@@ -73,6 +73,8 @@ class Reporting:
     now: Callable[[], datetime]
     chance: Callable[[], float]
     """From 0 to 1."""
+    excerpt: Callable[[Past], str] = lambda _: ""
+    """What the journal says about an attempt. Raises HostError."""
     backoff: Callable[[int], timedelta] = lambda failures: record.backoff(failures - 1, _LONGEST)
     """How long to wait after so many failures in a row."""
 
@@ -82,11 +84,15 @@ class Reporter:
 
     def __init__(self, world: Reporting) -> None:
         self._world = world
+        self._begun = world.now()
         self._told: Report | None = None
         """The newest, as the daemon told it."""
         self._sent: Report | None = None
         """The last change, with its number."""
-        self._changes: list[Report] = []
+        self._changes: list[tuple[Report, Past | None]] = []
+        """With the attempt that the change is about, if it ended."""
+        self._explained: str | None = None
+        """The attempt that the journal was asked about."""
         self._news = asyncio.Event()
         self._failures = 0
         self._stopping = False
@@ -95,7 +101,7 @@ class Reporter:
         """Take note of how ``daemon`` stands. Never fails, never waits."""
         found = described(daemon, self._world.name, self._world.now())
         if self._told is None or _lasting(found) != _lasting(self._told):
-            self._changes.append(found)
+            self._changes.append((found, self._ended_just_now(daemon.record)))
             self._news.set()
         self._told = found
 
@@ -123,12 +129,32 @@ class Reporter:
         """Put what changed on the disk; return whether something did."""
         self._news.clear()
         changes, self._changes = self._changes, []
-        for change in changes:
+        for change, past in changes:
             try:
-                self._sent = await asyncio.to_thread(self._world.outbox.put, change)
+                told = await asyncio.to_thread(self._explained_by, change, past)
+                self._sent = await asyncio.to_thread(self._world.outbox.put, told)
             except UpdateAgentError as error:
                 logger.warning("%s; the next change tells how this host stands", error)
         return bool(changes)
+
+    def _ended_just_now(self, found: Record) -> Past | None:
+        """Return the last attempt if it ended since this daemon runs, the first time."""
+        past = found.history[-1] if found.history else None
+        if past is None or past.ended < self._begun or past.attempt.id == self._explained:
+            return None
+        self._explained = past.attempt.id
+        return past
+
+    def _explained_by(self, change: Report, past: Past | None) -> Report:
+        """Return ``change`` with what the journal says about the attempt that it tells of."""
+        if past is None or change.ended is None:
+            return change
+        try:
+            log = self._world.excerpt(past)
+        except UpdateAgentError as error:
+            logger.warning("cannot read the journal of the attempt that failed: %s", error)
+            return change
+        return replace(change, ended=replace(change.ended, log=log))
 
     async def _try(self) -> None:
         try:
@@ -236,15 +262,30 @@ def sender(settings: Settings) -> Post:
     """Return the way to the server that ``settings`` name."""
     url = f"{(settings.reports.url or '').rstrip('/')}/v1/reports"
     network, token_file = settings.network, Path(settings.reports.token_file)
+    certificate = _certificate(settings)
 
     def send(batch: Batch) -> Receipt:
-        limits, way = Limits(deadline=_DEADLINE), Way(proxy=network.proxy, ca_file=network.ca)
-        headers = {"Authorization": f"Bearer {_token(token_file)}"}
+        limits = Limits(deadline=_DEADLINE)
+        way = Way(proxy=network.proxy, ca_file=network.ca, certificate=certificate)
+        headers = {} if certificate else {"Authorization": f"Bearer {_token(token_file)}"}
         data = document.encode(batch)
         answer = post(Network(limits, way), url, data, headers, max_size=_ANSWER)
         return document.decode(answer, Receipt, f"the answer of {url}")
 
     return send
+
+
+def _certificate(settings: Settings) -> tuple[str, str] | None:
+    """Return the files by which the server knows this host, if that is how. Raises HostError."""
+    match settings.reports.certificate, settings.reports.key:
+        case (None, None):
+            return None
+        case (str(certificate), str(key)):
+            return certificate, key
+        case _:
+            raise HostError(
+                "reports.certificate and reports.key belong together", hint="set both, or neither"
+            )
 
 
 def _token(path: Path) -> str:

@@ -125,8 +125,13 @@ class Reports:
     """Of the update server. None: nobody is told."""
     token_file: Path = "/etc/update-agent/report-token"  # noqa: S105  its file
     """Holds the token by which that server knows its fleet."""
+    certificate: Path | None = None
+    key: Path | None = None
+    """By which that server knows this host, in place of the token."""
     interval: Duration = field(default_factory=lambda: _minutes(10))
     """Between two signs of life, give or take a third of it."""
+    textfile: Path | None = None
+    """Where Prometheus' node exporter finds how this host stands. None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

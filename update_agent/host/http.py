@@ -159,6 +159,8 @@ class Way:
 
     proxy: str | None = None
     ca_file: str | None = None
+    certificate: tuple[str, str] | None = None
+    """Files with this host's own certificate and its key."""
     connections: int = 2
     """To each mirror."""
 
@@ -194,6 +196,7 @@ class Network:
         session = _Session()
         session.trust_env = False
         session.verify = self.way.ca_file or True
+        session.cert = self.way.certificate
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self.way.proxy:
             session.proxies = {"http": self.way.proxy, "https": self.way.proxy}

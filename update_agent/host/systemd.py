@@ -60,9 +60,16 @@ class Notifier:
                 return
 
 
+def passes_socket(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether systemd passed this process a listening socket."""
+    return (
+        environment.get("LISTEN_PID") == str(os.getpid()) and environment.get("LISTEN_FDS") == "1"
+    )
+
+
 def passed_socket(environment: Mapping[str, str] = os.environ) -> socket.socket:
     """Return the listening socket that systemd passed. Raises HostError."""
-    if environment.get("LISTEN_PID") != str(os.getpid()) or environment.get("LISTEN_FDS") != "1":
+    if not passes_socket(environment):
         raise HostError(
             "systemd passed no socket",
             hint="start it with 'systemctl start update-agent-writer.socket', or name one with"

@@ -109,6 +109,11 @@ def view(site: Site, it: Channel) -> View:
     return View(channel=it, open=opened, budget=kept.budget, tally=tally)
 
 
+def shares(it: Channel) -> tuple[int, ...]:
+    """Return up to which share of all hosts each wave of the rollout goes, if there is one."""
+    return tuple(wave.share for wave in it.rollout.waves) if it.rollout else ()
+
+
 def list_channels(site: Site, _: Call) -> tuple[View, ...]:
     """All channels."""
     repository = site.repository()
@@ -123,11 +128,11 @@ def show_channel(site: Site, call: Call) -> View:
 
 def show_standing(site: Site, call: Call) -> Standing:
     """How many of a channel's hosts run what, and why they wait."""
-    name = call.path["channel"]
+    it = found(site, call.path["channel"])
     with site.database.read() as connection:
         return Standing(
-            versions=tuple(figures.versions(connection, name)),
-            waiting=tuple(figures.waiting(connection, name)),
+            versions=tuple(figures.versions(connection, it.channel)),
+            waiting=tuple(figures.waiting(connection, it.channel, shares(it))),
         )
 
 

@@ -1,7 +1,8 @@
-"""Curves as SVG: a rollout against its plan, and which versions hosts ran.
+"""Curves: a rollout against its plan, which versions hosts ran; and bars.
 
-Pure: from numbers to text. What a curve looks like is in ``style.css``; nothing here has a colour.
-Times are seconds since 1970, shares from 0 to 1.
+Pure: from numbers to text. A picture is stretched to whatever room there is, so its words stand
+beside it; what it looks like is in ``style.css``, and nothing here has a colour. Times are seconds
+since 1970, shares from 0 to 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,9 +11,8 @@ from html import escape
 
 from update_agent.core.rollout import RING, Rollout
 
-_WIDTH, _HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
-_TICKS = 5
+_WIDTH, _HEIGHT = 1000, 200
+_TICKS = 4
 _POINTS = 240
 
 Point = tuple[float, float]
@@ -39,14 +39,15 @@ def rollout(plan: Sequence[Point], ran: Sequence[Point], now: float) -> str:
     frame = _Frame(begin, end)
     shown = [*plan, (end, plan[-1][1])]
     label = f"{ran[-1][1]:.0%} of the hosts run it" if ran else "no host runs it yet"
-    return frame.drawn(
-        [
-            f'<polyline class="plan" points="{frame.line(shown)}"/>',
-            f'<polyline class="ran" points="{frame.line(ran)}"/>' if ran else "",
-            f'<path class="now" d="M{frame.x(now)},{_TOP}V{_HEIGHT - _BOTTOM}"/>',
-        ],
-        label,
-    )
+    inner = [f'<path class="now" d="M{frame.x(now)},0V{_HEIGHT}"/>']
+    if ran:
+        ground = [(ran[-1][0], 0.0), (ran[0][0], 0.0)]
+        inner += [
+            f'<polygon class="ground" points="{frame.line([*ran, *ground])}"/>',
+            f'<polyline class="ran" points="{frame.line(ran)}"/>',
+        ]
+    inner.append(f'<polyline class="plan" points="{frame.line(shown)}"/>')
+    return frame.drawn(inner, label)
 
 
 def versions(samples: Iterable[tuple[int, str, int]], names: Sequence[str]) -> str:
@@ -64,12 +65,26 @@ def versions(samples: Iterable[tuple[int, str, int]], names: Sequence[str]) -> s
     for number, name in enumerate(names):
         above = {it: below[it] + by_time[it].get(name, 0) / totals[it] for it in times}
         corners = [*((it, above[it]) for it in times), *((it, below[it]) for it in times[::-1])]
-        areas.append(
-            f'<polygon class="version-{number}" points="{frame.line(corners)}">'
-            f"<title>{escape(name)}</title></polygon>"
-        )
+        areas.append(f'<polygon class="version-{number}" points="{frame.line(corners)}"/>')
         below = above
     return frame.drawn(areas, "versions over time: " + ", ".join(names))
+
+
+def bar(parts: Iterable[tuple[str, float]], label: str, *, offered: float) -> str:
+    """Return a bar with ``parts`` (what they are, their share), and a mark at what is offered."""
+    drawn, left = [], 0.0
+    for name, share in parts:
+        width = min(share, 1 - left) * _WIDTH
+        drawn.append(
+            f'<rect class="{name}" x="{left * _WIDTH:.1f}" width="{width:.1f}" height="10"/>'
+        )
+        left = min(1.0, left + share)
+    mark = min(offered, 1) * _WIDTH
+    return (
+        f'<svg class="bar" viewBox="0 0 {_WIDTH} 10" preserveAspectRatio="none" role="img"'
+        f' aria-label="{escape(label)}">{"".join(drawn)}<path class="plan" d="M{mark:.1f},0V10"/>'
+        "</svg>"
+    )
 
 
 def _thinned(times: list[int]) -> list[int]:
@@ -86,33 +101,29 @@ class _Frame:
 
     def x(self, time: float) -> float:
         part = (min(max(time, self._begin), self._end) - self._begin) / (self._end - self._begin)
-        return round(_LEFT + part * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(part * _WIDTH, 1)
 
     def y(self, share: float) -> float:
-        return round(_TOP + (1 - min(max(share, 0), 1)) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round((1 - min(max(share, 0), 1)) * _HEIGHT, 1)
 
     def line(self, points: Iterable[Point]) -> str:
         return " ".join(f"{self.x(time)},{self.y(share)}" for time, share in points)
 
     def drawn(self, inner: Iterable[str], label: str) -> str:
         """Return the whole picture, which is called ``label`` for who can't see it."""
-        right, low = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        box = f"0 0 {_WIDTH} {_HEIGHT}"
-        parts = [f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(label)}">']
-        for share in (0, 0.25, 0.5, 0.75, 1):
-            y = self.y(share)
-            parts.append(
-                f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>'
-                f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{share:.0%}</text>'
-            )
-        for number in range(_TICKS):
-            time = self._begin + (self._end - self._begin) * number / (_TICKS - 1)
-            anchor = ("start", *("middle",) * (_TICKS - 2), "end")[number]
-            parts.append(
-                f'<text x="{self.x(time)}" y="{low + 18}" text-anchor="{anchor}">'
-                f"{self._said(time)}</text>"
-            )
-        return "".join([*parts, *inner, "</svg>"])
+        shares = (1, 0.75, 0.5, 0.25, 0)
+        grid = "".join(f"M0,{self.y(share)}H{_WIDTH}" for share in shares)
+        long = self._end - self._begin
+        times = [self._begin + long * number / (_TICKS - 1) for number in range(_TICKS)]
+        beside = "".join(f"<span>{share:.0%}</span>" for share in shares)
+        below = "".join(f"<span>{self._said(time)}</span>" for time in times)
+        return (
+            f'<div class="chart" role="img" aria-label="{escape(label)}">'
+            f'<div class="shares">{beside}</div>'
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none">'
+            f'<path class="grid" d="{grid}"/>{"".join(inner)}</svg>'
+            f'<div class="times">{below}</div></div>'
+        )
 
     def _said(self, time: float) -> str:
         long = self._end - self._begin > 2 * 86400

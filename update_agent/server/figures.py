@@ -4,7 +4,7 @@ Whatever is shown of many hosts is counted by the database; lists come in pages.
 since 1970 in UTC.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from msgspec import Meta
 from sqlalchemy.engine import Connection
 
 from update_agent.core.budget import Budget, Tally
+from update_agent.core.reason import Reason
 from update_agent.server.tables import attempts, audit, events, hosts, samples
 
 LATELY = 86400
@@ -65,6 +66,7 @@ class Wanted:
     version: str | None = None
     state: str | None = None
     reason: str | None = None
+    group: str | None = None
     search: Annotated[str, Meta(max_length=100)] = ""
     """A part of the name, or the beginning of the id."""
     after: Annotated[str, Meta(max_length=400)] = ""
@@ -95,6 +97,8 @@ class Waiting:
 
     state: str
     reason: str | None
+    wave: int | None
+    """Of those that wait for one: which, from 1."""
     hosts: int
     sentence: str | None
     until: int | None
@@ -118,6 +122,7 @@ class Event:
 
     time: int
     version: str
+    slot: str | None
     state: str
     reason: str | None
     sentence: str | None
@@ -211,25 +216,59 @@ def versions(connection: Connection, channel: str) -> list[Share]:
     return [Share(version=row.version, hosts=row.count) for row in _typed(rows)]
 
 
-def waiting(connection: Connection, channel: str) -> list[Waiting]:
-    """Return how many hosts of a channel are in which state, and why, the most first."""
+def waiting(connection: Connection, channel: str, waves: Sequence[int] = ()) -> list[Waiting]:
+    """Return how many hosts of a channel are in which state, and why, the most first.
+
+    ``waves`` are the shares up to which the waves of its rollout go.
+    """
     rows = connection.execute(
-        sql.select(
-            hosts.c.state, hosts.c.reason, sql.func.count().label("count"),
-            sql.func.min(hosts.c.sentence).label("sentence"),
-            sql.func.min(hosts.c.until).label("until"),
-        )
+        sql.select(hosts.c.state, hosts.c.reason, sql.func.count().label("count"))
         .where(hosts.c.channel == channel)
         .group_by(hosts.c.state, hosts.c.reason)
-        .order_by(sql.desc("count"), hosts.c.state)
-    )  # fmt: skip
-    return [
-        Waiting(
-            state=row.state, reason=row.reason, hosts=row.count, sentence=row.sentence,
-            until=row.until,
-        )
+    )
+    found = [
+        it
         for row in _typed(rows)
-    ]  # fmt: skip
+        for it in _by_wave(connection, channel, row.state, row.reason, waves)
+    ]
+    return sorted(found, key=lambda it: (-it.hosts, it.state, it.wave or 0))
+
+
+def _by_wave(
+    connection: Connection, channel: str, state: str, reason: str | None, waves: Sequence[int]
+) -> Iterator[Waiting]:
+    """Yield the hosts in one state for one reason, by wave where they wait for one."""
+    group = sql.and_(hosts.c.channel == channel, hosts.c.state == state, hosts.c.reason == reason)
+    parts: list[tuple[int | None, Any]] = [(None, group)]
+    if reason == Reason.WAVE and waves:
+        ends = zip((0, *waves), waves, strict=False)
+        parts = [
+            (number, sql.and_(group, hosts.c.place >= first, hosts.c.place < share))
+            for number, (first, share) in enumerate(ends, start=1)
+        ]
+        others = sql.or_(hosts.c.place.is_(None), hosts.c.place >= waves[-1])
+        parts.append((None, sql.and_(group, others)))
+    for wave, part in parts:
+        count = connection.scalar(sql.select(sql.func.count()).select_from(hosts).where(part)) or 0
+        if count:
+            sentence, until = _said(connection, part, in_line=wave is not None)
+            yield Waiting(
+                state=state, reason=reason, wave=wave, hosts=count, sentence=sentence, until=until
+            )
+
+
+def _said(connection: Connection, group: Any, *, in_line: bool) -> tuple[str | None, int | None]:  # noqa: ANN401
+    """Return what one host of a group says, and when the first goes on, if they know.
+
+    Of a group that is ``in_line``, the host with the lowest place goes first.
+    """
+    columns = (hosts.c.sentence, hosts.c.until)
+    one = connection.execute(
+        sql.select(*columns).where(group).order_by(hosts.c.place).limit(1)
+    ).first()
+    if one is None or one.until is None or in_line:
+        return (one.sentence, one.until) if one else (None, None)
+    return one.sentence, connection.scalar(sql.select(sql.func.min(hosts.c.until)).where(group))
 
 
 def failures(connection: Connection, channel: str, since: int, limit: int = 50) -> list[Failure]:
@@ -287,18 +326,17 @@ def tally(
     connection: Connection, channel: str, version: str, budget: Budget, *, since: int, now: int
 ) -> Tally:
     """Return how the hosts of a channel stand with ``version``, counted from ``since`` on."""
-    away = sql.and_(
-        hosts.c.state.in_(_AWAY), hosts.c.target == version, hosts.c.changed >= since,
-        hosts.c.changed <= now - budget.silence,
-    )  # fmt: skip
-    quiet = hosts.c.seen <= now - budget.silence
+    lately = sql.and_(hosts.c.channel == channel, hosts.c.seen >= now - LATELY)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
-        sql.select(
-            sql.func.count().label("hosts"), _count(runs).label("running"),
-            _count(sql.and_(away, quiet)).label("silent"),
-            _count(sql.and_(away, sql.not_(quiet))).label("stuck"),
-        ).where(hosts.c.channel == channel, hosts.c.seen >= now - LATELY)
+        sql.select(sql.func.count().label("hosts"), _count(runs).label("running")).where(lately)
+    ).one()
+    quiet = hosts.c.seen <= now - budget.silence
+    away = connection.execute(
+        sql.select(_count(quiet).label("silent"), _count(sql.not_(quiet)).label("stuck")).where(
+            lately, hosts.c.state.in_(_AWAY), hosts.c.target == version,
+            hosts.c.changed >= since, hosts.c.changed <= now - budget.silence,
+        )
     ).one()  # fmt: skip
     ended = connection.execute(
         sql.select(attempts.c.outcome, sql.func.count().label("count"))
@@ -311,8 +349,8 @@ def tally(
     )
     outcomes = {row.outcome: row.count for row in _typed(ended)}
     return Tally(
-        hosts=stands.hosts, running=stands.running or 0, silent=stands.silent or 0,
-        stuck=stands.stuck or 0, confirmed=outcomes.get("confirmed", 0),
+        hosts=stands.hosts, running=stands.running or 0, silent=away.silent or 0,
+        stuck=away.stuck or 0, confirmed=outcomes.get("confirmed", 0),
         fell_back=outcomes.get("fell-back", 0), refused=outcomes.get("refused", 0),
     )  # fmt: skip
 
@@ -345,7 +383,7 @@ def deeds(connection: Connection, channel: str | None = None, limit: int = 100) 
 
 
 def _conditions(wanted: Wanted) -> list[Any]:
-    named = ("channel", "version", "state", "reason")
+    named = ("channel", "version", "state", "reason", "group")
     found: list[Any] = [
         hosts.c[name] == value for name in named if (value := getattr(wanted, name))
     ]

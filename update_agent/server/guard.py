@@ -25,6 +25,7 @@ _HEADERS = 10.0
 _HEADER_BYTES = 64 * 1024
 _BODY = 20.0
 """Seconds for a request's body."""
+_CERTIFIED = "certified"
 _ADDRESSES = 10_000
 """Callers whose rate is remembered."""
 
@@ -105,6 +106,11 @@ def want(tokens: Tokens, token: str | None, role: Role) -> Token:
     return holder
 
 
+def certified(request: Request) -> bool:
+    """Return whether the caller showed a certificate that --client-ca signed: it is a host."""
+    return bool(request.scope.get("state", {}).get(_CERTIFIED))
+
+
 def form_key(token: str) -> str:
     """Return what a form carries to prove that it came from a page for the holder of ``token``."""
     return hmac.new(token.encode(), b"form", sha256).hexdigest()
@@ -123,10 +129,13 @@ class Impatient(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _head = 0
+    _certified = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        self._certified = bool(tls and tls.getpeercert())  # of a certificate that was verified
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -141,6 +150,7 @@ class Impatient(HttpToolsProtocol):
         """Begin to wait, on a connection that is used again."""
         self._wait()
         super().on_message_begin()
+        self.scope["state"][_CERTIFIED] = self._certified
 
     def on_headers_complete(self) -> None:
         """Wait no more."""

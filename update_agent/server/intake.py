@@ -181,7 +181,7 @@ def _event(it: Report, received: int) -> dict[str, object]:
     return {
         "host": it.host, "queue": it.queue, "sequence": it.sequence,
         "time": seconds(it.time), "seen": received, "version": it.version.text,
-        "state": it.state, "reason": it.wait and it.wait.reason,
+        "slot": it.slot, "state": it.state, "reason": it.wait and it.wait.reason,
         "sentence": it.wait and it.wait.sentence, "attempt": it.attempt,
         "target": it.target and it.target.text,
     }  # fmt: skip

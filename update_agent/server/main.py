@@ -18,6 +18,7 @@ import uvicorn
 from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.host import files
+from update_agent.host.systemd import passed_socket, passes_socket
 from update_agent.server import api, pages, tables
 from update_agent.server.app import application
 from update_agent.server.gauges import Gauges
@@ -83,6 +84,8 @@ def _add_serve(verb: ArgumentParser) -> None:
     verb.add_argument("--port", type=int, default=8080, help="(default: %(default)s)")
     verb.add_argument("--cert", type=Path, metavar="FILE", help="TLS certificate, PEM")
     verb.add_argument("--key", type=Path, metavar="FILE", help="its key, PEM")
+    verb.add_argument("--client-ca", type=Path, metavar="FILE",
+                      help="hosts with a certificate of this one need no token; PEM")  # fmt: skip
     verb.add_argument("--report-rate", type=float, default=REPORT_RATE, metavar="NUMBER",
                       help="reports a second from one address; 0 is no limit"
                       " (default: %(default)s)")  # fmt: skip
@@ -156,6 +159,11 @@ def run_serve(options: Namespace) -> int:
         )
     if bool(options.cert) != bool(options.key):
         raise HostError("--cert and --key belong together", hint="name both, or neither")
+    if options.client_ca and not options.cert:
+        raise HostError(
+            "--client-ca wants --cert and --key: without TLS nobody shows a certificate",
+            hint="behind a proxy that ends TLS, hosts have tokens",
+        )
     database = database_of(options)
     tokens = Tokens(database)
     _print_first_tokens(tokens)
@@ -173,7 +181,7 @@ def run_serve(options: Namespace) -> int:
 
 
 def _listen(options: Namespace, site: Site) -> int:
-    with _socket(options.host, options.port) as listener:
+    with _listener(options) as listener:
         config = uvicorn.Config(
             application(
                 site, [*api.routes(), *pages.routes()],
@@ -186,11 +194,14 @@ def _listen(options: Namespace, site: Site) -> int:
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=_PATIENCE,
             limit_concurrency=_MAX_CONNECTIONS, backlog=2048,
             ssl_certfile=options.cert, ssl_keyfile=options.key,
+            ssl_ca_certs=options.client_ca and str(options.client_ca),
+            ssl_cert_reqs=ssl.CERT_OPTIONAL if options.client_ca else ssl.CERT_NONE,
         )  # fmt: skip
         try:
             config.load()
         except (OSError, ssl.SSLError) as error:
-            raise HostError(f"cannot use the certificate {options.cert}: {error}") from error
+            named = ", ".join(str(it) for it in (options.cert, options.client_ca) if it)
+            raise HostError(f"cannot use the certificates {named}: {error}") from error
         host, port = listener.getsockname()[:2]
         scheme = "https" if options.cert else "http"
         shown = f"[{host}]" if ":" in host else host
@@ -213,19 +224,24 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def _listener(options: Namespace) -> socket.socket:
+    """Return the socket that systemd holds while this server is restarted, or one of our own."""
+    made = passed_socket() if passes_socket() else _socket(options.host, options.port)
+    # asyncio sets it for sockets that were made as TCP's own, which this one was not. Without
+    # it the second part of an answer waits 40 ms for the first to be acknowledged.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.settimeout(0)
+    return made
+
+
 def _socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.create_server((host, port), family=family, backlog=2048)
-        # asyncio sets it for sockets that were made as TCP's own, which this one was not. Without
-        # it the second part of an answer waits 40 ms for the first to be acknowledged.
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise HostError(
             f"cannot listen at {host} port {port}: {error.strerror}", hint="--host, --port"
         ) from error
-    made.settimeout(0)
-    return made
 
 
 def _print_first_tokens(tokens: Tokens) -> None:

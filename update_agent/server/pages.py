@@ -7,7 +7,7 @@ and no other site can use. A form says that it is from such a page by a key made
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from update_agent.core import document, plan, units
+from update_agent.core import document, plan
 from update_agent.core.channel import BY_WAVES, Channel
-from update_agent.core.rollout import RING, percent
+from update_agent.core.reason import Reason
+from update_agent.core.rollout import RING, Wave, percent
 from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
-from update_agent.server import api, chart, desk, figures, guard
+from update_agent.server import api, chart, desk, figures, guard, words
 from update_agent.server.site import Site
 from update_agent.server.tokens import Role, Token
 
@@ -36,40 +37,9 @@ _FORM = 16 * 1024
 _WEEK = 7 * 86400
 _SHOWN = 6
 """Versions with a colour of their own."""
-
-
-NONE = "\N{EN DASH}"
-"""Stands where there is nothing."""
-
-
-# Words -------------------------------------------------------------------------------------------
-
-
-def when(seconds: int | datetime | None) -> str:
-    """Return a time for people."""
-    if seconds is None:
-        return NONE
-    time = seconds if isinstance(seconds, datetime) else datetime.fromtimestamp(seconds, UTC)
-    return f"{time:%Y-%m-%d %H:%M}"
-
-
-def size(count: int | None) -> str:
-    """Return an amount of bytes for people."""
-    if count is None:
-        return NONE
-    return f"{count / 1e6:,.1f} MB"
-
-
-def share(places: int) -> str:
-    """Return a share of the ring for people, to a tenth of a percent."""
-    return f"{round(places * 100 / RING, 1):g} %"
-
-
-def length(seconds: float) -> str:
-    """Return a length of time for people, in its two largest units."""
-    text = units.duration_text(timedelta(seconds=max(0, int(seconds))))
-    parts = text.replace("d", "d ").replace("h", "h ").replace("m", "m ").split()
-    return " ".join(parts[:2])
+_REASONS = 4
+"""Of a channel, among all channels."""
+_FILTERS = ("search", "channel", "version", "state", "reason", "group")
 
 
 def _templates() -> jinja2.Environment:
@@ -81,9 +51,9 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "when": when, "size": size, "length": length, "percent": percent, "share": share,
-        "waves": plan.text,
-        "number": lambda it: f"{it:,}", "urlquery": urlencode,
+        "when": words.when, "size": words.size, "length": words.length, "percent": percent,
+        "share": words.share, "number": words.number, "part": words.part, "does": words.does,
+        "waves": plan.text, "urlquery": urlencode,
     }  # fmt: skip
     return made
 
@@ -116,19 +86,41 @@ Page = Callable[[Visit], tuple[str, dict[str, Any]]]
 def overview(visit: Visit) -> tuple[str, dict[str, Any]]:
     """Show all channels."""
     site, trouble = visit.site, None
-    views: tuple[api.View, ...] = ()
+    cards: tuple[dict[str, Any], ...] = ()
     repository = site.repository()
     try:
         repository.want()
-        views = tuple(api.view(site, it) for it in channels.listed(repository))
+        cards = tuple(_card(site, it) for it in channels.listed(repository))
     except UpdateAgentError as error:
         trouble = error
     with site.database.read() as connection:
         hosts = figures.by_channel(connection)
+    unknown = sorted(set(hosts) - {it["view"].channel.channel for it in cards})
     return "overview.html", {
-        "views": views, "hosts": hosts, "trouble": trouble, "status": status,
-        "unknown": sorted(set(hosts) - {it.channel.channel for it in views}),
+        "cards": cards, "hosts": hosts, "trouble": trouble, "unknown": unknown
     }  # fmt: skip
+
+
+def _card(site: Site, it: Channel) -> dict[str, Any]:
+    """Return what stands of a channel among all of them."""
+    seen = api.view(site, it)
+    with site.database.read() as connection:
+        waiting = figures.waiting(connection, it.channel, api.shares(it))
+    others = [one for one in waiting if one.reason != Reason.UP_TO_DATE]
+    return {
+        "view": seen, "status": status(seen), "waiting": others[:_REASONS], "bar": _bar(seen),
+    }  # fmt: skip
+
+
+def _bar(seen: api.View) -> Markup:
+    """Return how a channel's hosts stand with its release, as a bar."""
+    it = seen.tally
+    if it is None or not it.hosts:
+        return Markup()
+    share = it.running / it.hosts
+    parts = (("ran", share), ("lost", it.failed / it.hosts))
+    label = f"{share:.1%} of the hosts run {seen.channel.version}"
+    return Markup(chart.bar(parts, label, offered=seen.open / RING))  # noqa: S704  escaped
 
 
 def channel(visit: Visit) -> tuple[str, dict[str, Any]]:
@@ -144,7 +136,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
     kept = desk.current(site, it)
     with site.database.read() as connection:
         shares = figures.versions(connection, name)
-        waiting = figures.waiting(connection, name)
+        waiting = figures.waiting(connection, name, api.shares(it))
         failures = figures.failures(connection, name, kept.counted_from)
         history = figures.history(connection, name, now - _WEEK)
     names = [share.version for share in shares[:_SHOWN]]
@@ -156,7 +148,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
         "curve": _curve(seen, history, now),
         "versions_chart": Markup(chart.versions(history, names)),  # noqa: S704  escaped
         "offerable": channels.offerable(site.repository(), it.product) if visit.steers else [],
-        "error": None, "given": {},
+        "error": None, "given": _given({}),
     }  # fmt: skip
 
 
@@ -205,10 +197,16 @@ def _schedule(it: Channel, now: datetime) -> list[dict[str, object]]:
             "share": wave.share,
             "opens": start + timedelta(seconds=wave.opens),
             "ends": start + timedelta(seconds=wave.opens + wave.length),
-            "done": it.rollout.clock(now) >= wave.opens + wave.length,
+            "state": _state(wave, it.rollout.clock(now)),
         }
         for wave in it.rollout.waves
     ]
+
+
+def _state(wave: Wave, clock: float) -> str:
+    if clock < wave.opens:
+        return "to come"
+    return "open" if clock >= wave.opens + wave.length else "under way"
 
 
 def hosts(visit: Visit) -> tuple[str, dict[str, Any]]:
@@ -216,9 +214,10 @@ def hosts(visit: Visit) -> tuple[str, dict[str, Any]]:
     wanted = api.query(visit.request, figures.Wanted)
     with visit.site.database.read() as connection:
         page = figures.page(connection, wanted)
-    words = {it: getattr(wanted, it) for it in ("channel", "version", "state", "reason", "search")}
-    more = urlencode({name: value for name, value in words.items() if value} | {"after": page.next})
-    return "hosts.html", {"page": page, "wanted": words, "more": more if page.next else None}
+    given = {it: getattr(wanted, it) for it in _FILTERS}
+    asked = {name: value for name, value in given.items() if value}
+    more = urlencode(asked | {"after": page.next}) if page.next else None
+    return "hosts.html", {"page": page, "wanted": given, "asked": asked, "more": more}
 
 
 def host(visit: Visit) -> tuple[str, dict[str, Any]]:
@@ -246,26 +245,31 @@ async def act(request: Request) -> Response:
     visit = await _visit(request, Role.OPERATOR)
     if isinstance(visit, Response):
         return visit
-    words = await _form(request)
-    given = words.pop("key", "")
+    form = await _form(request)
+    given = form.pop("key", "")
     if not hmac.compare_digest(given.encode(), guard.form_key(visit.token).encode()):
         raise HTTPException(HTTPStatus.FORBIDDEN, "this form is not from a page of yours")
     name, verb = request.path_params["channel"], request.path_params["verb"]
     try:
-        await run_in_threadpool(_act, visit, name, verb, words)
+        await run_in_threadpool(_act, visit, name, verb, form)
     except UpdateAgentError as error:
         content = await run_in_threadpool(channel_content, visit, name)
-        content |= {"error": error, "given": words | {"verb": verb}}
+        content |= {"error": error, "given": _given(form | {"verb": verb})}
         return _rendered(visit, "channel.html", content, HTTPStatus.CONFLICT)
     return RedirectResponse(f"/channels/{quote(name)}", HTTPStatus.SEE_OTHER)
 
 
-def _act(visit: Visit, name: str, verb: str, words: Mapping[str, str]) -> None:
+def _act(visit: Visit, name: str, verb: str, form: Mapping[str, str]) -> None:
     it = api.found(visit.site, name)
     if verb not in _DEEDS:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"nobody can {verb[:20]} a channel")
-    deed: desk.Deed = document.shaped(dict(words), _DEEDS[verb], verb)
+    deed: desk.Deed = document.shaped(dict(form), _DEEDS[verb], verb)
     desk.act(visit.site, it.channel, deed, visit.holder.name)
+
+
+def _given(form: Mapping[str, str]) -> dict[str, str]:
+    """Return what was typed into a form; nothing where nothing was."""
+    return {"verb": "", "reason": "", "waves": "", "version": ""} | dict(form)
 
 
 async def _form(request: Request) -> dict[str, str]:

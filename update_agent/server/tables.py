@@ -61,11 +61,14 @@ hosts = Table(
     Column("done", Number),
     Column("size", Number),
     Column("rate", Number),
-    Index("hosts_by_version", "channel", "version"),
-    Index("hosts_by_state", "channel", "state", "reason"),
+    Index("hosts_by_version", "channel", "version", "state", "seen"),
+    Index("hosts_by_state", "channel", "state", "reason", "place"),
     Index("hosts_by_name", "name"),
 )
-"""The newest report of each host. Of the server's clock: when it was ``seen``, and ``changed``."""
+"""The newest report of each host. Of the server's clock: when it was ``seen``, and ``changed``.
+
+How hosts stand, and in which wave they wait, is counted every few seconds, from indexes alone.
+"""
 
 events = Table(
     "events",
@@ -77,6 +80,7 @@ events = Table(
     Column("time", Number, nullable=False),
     Column("seen", Number, nullable=False),
     Column("version", Text, nullable=False),
+    Column("slot", Text),
     Column("state", Text, nullable=False),
     Column("reason", Text),
     Column("sentence", Text),
