@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -203,19 +203,17 @@ def test_a_reboot_that_is_held_back_fails(stage: Stage, fakes: Fakes, capsys: Sa
     assert "not rebooted: a reboot is blocked by backup\n(wait for it)" in capsys.readouterr().err
 
 
-def test_a_reboot_that_ends_the_daemon_is_a_success(bus: Bus, fakes: Fakes, capsys: Say) -> None:
+def test_a_reboot_that_ends_the_daemon_is_a_success(bus: Bus, fakes: Fakes) -> None:
     fakes.answers, fakes.permission = [OFFER], CLOSED
-    codes: list[int] = []
     with on_stage(bus, fakes) as played:
         assert main(["install"]) == 0
         played.until(State.WAITING_TO_REBOOT)
-        rebooting = threading.Thread(target=lambda: codes.append(main(["reboot"])))
-        rebooting.start()
-        played.until(State.REBOOTING)
-        _until(lambda: "rebooting 1.1.0" in capsys.readouterr().err)
-    rebooting.join(PATIENCE)
+        rebooting = _ctl("reboot", stderr=subprocess.PIPE)
+        assert rebooting.stderr
+        assert "rebooting 1.1.0" in rebooting.stderr.readline()
+    rebooting.communicate(timeout=PATIENCE)
 
-    assert codes == [0]
+    assert rebooting.returncode == 0
 
 
 def test_no_wait_is_no_wait(stage: Stage, fakes: Fakes, capsys: Say) -> None:
@@ -265,14 +263,12 @@ def test_who_may_not_is_told_who_may() -> None:
 
 
 def test_progress_is_told_in_lines_where_no_line_can_be_rewritten(
-    stage: Stage, fakes: Fakes, capsys: Say
+    stage: Stage, fakes: Fakes
 ) -> None:
     fakes.answers, fakes.gate = [OFFER], threading.Event()
-    codes: list[int] = []
-    installing = threading.Thread(target=lambda: codes.append(main(["install"])))
-    installing.start()
+    installing = _ctl("install", stderr=subprocess.PIPE)
     assert fakes.installing.wait(PATIENCE)
-    told = ""
+    told: list[str] = []
 
     def show(done: int) -> None:
         progress = Progress(
@@ -281,26 +277,21 @@ def test_progress_is_told_in_lines_where_no_line_can_be_rewritten(
         )  # fmt: skip
         stage.loop.call_soon_threadsafe(stage.daemon._show, progress)
 
-    def heard(wanted: str, again: int | None = None) -> Callable[[], bool]:
-        def look() -> bool:
-            nonlocal told
-            if again is not None:
-                show(again)  # nobody may have listened yet
-            told += capsys.readouterr().err
-            return wanted in told
-
-        return look
+    def hear(wanted: str) -> None:
+        assert installing.stderr
+        while not told or wanted not in told[-1]:
+            told.append(installing.stderr.readline())
+            assert told[-1], f"it ended without {wanted!r}: {told}"
 
     show(30)
-    line = "write  30 %  30.0 MB of 100.0 MB  5.0 MB/s  14 s left  held back by the host's work"
-    _until(heard(line, 30))
+    hear("write  30 %  30.0 MB of 100.0 MB  5.0 MB/s  14 s left  held back by the host's work")
     show(32)
     show(60)
-    _until(heard("write  60 %"))
+    hear("write  60 %")
     fakes.gate.set()
-    installing.join(PATIENCE)
-    assert codes == [0]
-    assert "32 %" not in told, "a line for each tenth is enough"
+    installing.communicate(timeout=PATIENCE)
+    assert installing.returncode == 0
+    assert "32 %" not in "".join(told), "a line for each tenth is enough"
 
 
 def test_progress_is_one_line_on_a_terminal(stage: Stage, fakes: Fakes) -> None:
@@ -373,12 +364,6 @@ def _ctl(*words: str, stderr: int) -> "subprocess.Popen[str]":
          f"import sys; from update_agent.ctl.main import main; sys.exit(main({[*words]!r}))"],
         stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT,
     )  # fmt: skip
-
-
-def _until(true: Callable[[], bool]) -> None:
-    end = datetime.now(UTC) + timedelta(seconds=PATIENCE)
-    while not true():
-        assert datetime.now(UTC) < end
 
 
 # Without a daemon --------------------------------------------------------------------------------
