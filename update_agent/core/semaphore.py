@@ -62,6 +62,8 @@ class Holder:
     running: Version | None = None
     target: Version | None = None
     labels: Labels = field(default_factory=dict)
+    member: bool = False
+    """A member of etcd runs on it; no two such hosts reboot at a time."""
     confirmed: Time | None = None
     """When it was about to reboot."""
     rest: Rest = field(default_factory=dict)
@@ -193,7 +195,9 @@ def acquire(
         return cloned(held, wish)
     if held:
         return _with(found, host, replace(held, boot_id=wish.boot_id))
-    if wait := _full(found) or _near(found, wish) or _too_early(found, quiet):
+    if wait := _full(found) or _near(found, wish) or _members(found, wish):
+        return wait
+    if wait := _too_early(found, quiet):
         return wait
     return _with(found, host, wish)
 
@@ -272,7 +276,7 @@ def in_turn(
         if isinstance(after, Semaphore):
             turn.append(it)
             found = after
-        elif after.reason is not Reason.LOCK_LABEL:
+        elif after.reason not in (Reason.LOCK_LABEL, Reason.QUORUM):
             break
     return turn
 
@@ -325,6 +329,18 @@ def _near(found: Semaphore, wish: Holder) -> Wait | None:
                 ends="it comes back; see 'update-agentctl lock status'",
             )
     return None
+
+
+def _members(found: Semaphore, wish: Holder) -> Wait | None:
+    """Return why a member of etcd must not reboot beside another, which still answers now."""
+    beside = [it for it in found.holders.values() if it.member and wish.member]
+    if not beside:
+        return None
+    return Wait(
+        reason=Reason.QUORUM,
+        sentence=f"{names(beside)} holds a reboot slot, and is a member of etcd, as this host",
+        ends="it comes back; see 'update-agentctl lock status'",
+    )
 
 
 def _too_early(found: Semaphore, quiet: float | None) -> Wait | None:

@@ -176,7 +176,9 @@ class Member:
     id: str
     name: str
     urls: tuple[str, ...]
-    """Of its clients."""
+    """For its clients."""
+    peers: tuple[str, ...]
+    """For the other members."""
     learner: bool = False
 
 
@@ -305,20 +307,24 @@ class Etcd:
                 id=str(it.get("ID", "0")),
                 name=str(it.get("name", "")),
                 urls=tuple(str(url) for url in _list(it, "clientURLs")),
+                peers=tuple(str(url) for url in _list(it, "peerURLs")),
                 learner=it.get("isLearner") is True,
             )
             for it in _list(found, "members")
         ]
 
-    def well(self, member: Member) -> bool:
-        """Return whether ``member`` itself answers, has a leader, and complains of nothing."""
+    def index(self, member: Member) -> int | None:
+        """Return how far the log of ``member`` goes, by itself.
+
+        None: it does not answer, has no leader, or complains.
+        """
         for url in member.urls:
             with suppress(EtcdError), self._lock:
                 found = self._authorized(url, "/v3/maintenance/status", {}, _STATUS)
                 itself = str(_dict(found, "header").get("member_id", "0")) == member.id
                 if itself and _int(found, "leader") and not found.get("errors"):
-                    return True
-        return False
+                    return _int(found, "raftIndex")
+        return None
 
     def watch(self, key: str, since: int, *, seconds: float) -> Iterator[list[Event]]:
         """Yield what happens to ``key`` from revision ``since`` on, in a connection of its own.

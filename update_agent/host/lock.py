@@ -50,6 +50,8 @@ class Me:
     name: str
     boot_id: str
     labels: Labels
+    member: bool = False
+    """A member of etcd runs here."""
 
 
 # What is kept on the disk ------------------------------------------------------------------------
@@ -214,7 +216,12 @@ class Lock:
     def _holder(self, nonce: str) -> Holder:
         me = self._me
         return Holder(
-            nonce=nonce, boot_id=me.boot_id, name=me.name, since=self._now(), labels=me.labels
+            nonce=nonce,
+            boot_id=me.boot_id,
+            name=me.name,
+            since=self._now(),
+            labels=me.labels,
+            member=me.member,
         )
 
     def _queued(self, view: View, wish: Holder) -> View:
