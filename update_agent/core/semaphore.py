@@ -22,7 +22,7 @@ Who stores the value, and the hosts that wait, is ``host/lock.py``.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -32,10 +32,13 @@ from update_agent.core import document
 from update_agent.core.document import DocumentError, Format, Name, Text, Time
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.version import Version
+from update_agent.errors import HostError
 
 MAX_SIZE = 1_000_000
 """Bytes; etcd takes 1.5 MB in one request."""
 MAX_SLOTS = 10_000
+_MAX_WISH = 100_000
+"""Bytes."""
 
 HostId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """A machine id."""
@@ -79,6 +82,15 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A person said that what this cluster holds is right."""
+
+    at: Time
+    cluster: Annotated[str, Meta(max_length=20)]
+    """Its id; a copy that was restored elsewhere was not looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Semaphore:
     """The reboot slots of a group."""
 
@@ -91,8 +103,8 @@ class Semaphore:
     """Labels of which no two holders may have the same value."""
     holders: Mapping[HostId, Holder] = field(default_factory=dict)
     released: Released | None = None
-    accepted: Time | None = None
-    """When a person last said that what etcd holds is right; after a restore, hosts wait for it."""
+    accepted: Accepted | None = None
+    """After etcd was restored, hosts wait for a newer one."""
     rest: Rest = field(default_factory=dict)
 
 
@@ -102,10 +114,10 @@ class Waiting:
 
     host: HostId
     wish: Holder
-    called: bool = False
-    """It was told that its turn has come."""
     created: int = 0
     """The revision at which it came; what the queue is sorted by."""
+    lease: int = 0
+    """What keeps its place."""
 
 
 # From and to JSON --------------------------------------------------------------------------------
@@ -128,27 +140,30 @@ def decode(data: bytes, group: str) -> Semaphore:
 
 
 def encode(found: Semaphore) -> bytes:
-    """Return ``found`` as JSON. Raises ValueError when it is larger than etcd takes."""
+    """Return ``found`` as JSON. Raises HostError when it is larger than etcd takes."""
     plain = _plain(found)
     plain["holders"] = {host: _plain(holder) for host, holder in found.holders.items()}
     data = _bytes(plain)
     if len(data) > MAX_SIZE:
-        raise ValueError(f"the reboot slots need {len(data)} bytes, at most {MAX_SIZE} are kept")
+        raise HostError(
+            f"the reboot slots need {len(data)} bytes, at most {MAX_SIZE} are kept",
+            hint="fewer reboot slots, or more groups",
+        )
     return data
 
 
-def decode_waiting(data: bytes, host: str, created: int) -> Waiting:
+def decode_waiting(data: bytes, host: str, *, created: int, lease: int) -> Waiting:
     """Return a host's place in the queue. Raises DocumentError."""
     what = f"the wish of {host}"
-    whole = _object(document.parse(data, what, max_size=10_000), what)
-    called = whole.pop("called", False) is True
+    whole = _object(document.parse(data, what, max_size=_MAX_WISH), what)
     document.shaped(host, HostId, what)
-    return Waiting(host=host, wish=_shaped(whole, Holder, what), called=called, created=created)
+    wish = _shaped(whole, Holder, what)
+    return Waiting(host=host, wish=wish, created=created, lease=lease)
 
 
-def encode_waiting(it: Waiting) -> bytes:
-    """Return a host's place in the queue as JSON."""
-    return _bytes({**_plain(it.wish), "called": it.called})
+def encode_waiting(wish: Holder) -> bytes:
+    """Return what a host writes into the queue, as JSON."""
+    return _bytes(_plain(wish))
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -193,17 +208,24 @@ def acquire(
     held = found.holders.get(host)
     if held and held.nonce != wish.nonce:
         return cloned(held, wish)
-    if held:
-        return _with(found, host, replace(held, boot_id=wish.boot_id))
-    if wait := _full(found) or _near(found, wish) or _members(found, wish):
-        return wait
-    if wait := _too_early(found, quiet):
-        return wait
+    if held and held.boot_id == wish.boot_id:
+        return found
+    if held:  # what another boot confirmed, this one did not
+        return _with(found, host, replace(held, boot_id=wish.boot_id, confirmed=None))
+    for wait in (
+        _frozen(found), _full(found), _near(found, wish), _members(found, wish),
+        _too_early(found, quiet),
+    ):  # fmt: skip
+        if wait:
+            return wait
     return _with(found, host, wish)
 
 
 def confirm(found: Semaphore, host: str, wish: Holder, now: datetime) -> Semaphore | Wait:
-    """Return the semaphore in which ``host`` is about to reboot, or why it must not."""
+    """Return the semaphore in which ``host`` is about to reboot, or why it must not.
+
+    Reboots that were frozen since wait, and keep their reboot slot.
+    """
     held = found.holders.get(host)
     if held is None:
         return Wait(
@@ -213,7 +235,7 @@ def confirm(found: Semaphore, host: str, wish: Holder, now: datetime) -> Semapho
         )
     if (held.nonce, held.boot_id) != (wish.nonce, wish.boot_id):
         return cloned(held, wish)
-    return _with(found, host, replace(held, confirmed=now))
+    return _frozen(found) or _with(found, host, replace(held, confirmed=now))
 
 
 def release(found: Semaphore, host: str, nonce: str, now: datetime) -> Semaphore:
@@ -248,16 +270,34 @@ def force(found: Semaphore, host: str) -> Semaphore:
 
 
 def change(
-    found: Semaphore | None, *, slots: int, gap: int | None = None, apart: Sequence[str] | None
+    found: Semaphore | None,
+    *,
+    slots: int,
+    gap: int | None = None,
+    apart: Sequence[str] | None = None,
+    accepted: Accepted | None = None,
 ) -> Semaphore:
-    """Return the semaphore with other rules; holders stay, also those above a lowered number."""
+    """Return the semaphore with other rules; holders stay, also those above a lowered number.
+
+    Raises DocumentError when a rule is none.
+    """
     before = found or Semaphore(slots=slots)
-    return replace(
+    after = replace(
         before,
         slots=slots,
         gap=before.gap if gap is None else gap,
         apart=before.apart if apart is None else tuple(apart),
+        accepted=_later(before.accepted, accepted),
     )
+    decode(encode(after), "that is wanted")
+    return after
+
+
+def _later(before: Accepted | None, now: Accepted | None) -> Accepted | None:
+    """Return ``now``, and after ``before`` by the slowest of clocks."""
+    if before is None or now is None:
+        return now or before
+    return replace(now, at=max(now.at, before.at + timedelta(microseconds=1)))
 
 
 # The queue ---------------------------------------------------------------------------------------
@@ -268,7 +308,8 @@ def in_turn(
 ) -> list[Waiting]:
     """Return who in ``queue``, sorted, may take a reboot slot now.
 
-    Nobody overtakes, but past those who could take none themselves: their rack is busy.
+    Nobody overtakes, but past those who could take none themselves: their rack is busy. Of
+    ``queue`` no more is taken than is needed.
     """
     turn = []
     for it in queue:
@@ -279,11 +320,6 @@ def in_turn(
         elif after.reason not in (Reason.LOCK_LABEL, Reason.QUORUM):
             break
     return turn
-
-
-def place(queue: Sequence[Waiting], host: str) -> int | None:
-    """Return the place of ``host`` in ``queue``, from 1."""
-    return next((at for at, it in enumerate(queue, 1) if it.host == host), None)
 
 
 # Within ------------------------------------------------------------------------------------------
@@ -300,13 +336,17 @@ def _without(found: Semaphore, host: str, now: datetime | None) -> Semaphore:
     return replace(found, holders=holders, released=released)
 
 
+def _frozen(found: Semaphore) -> Wait | None:
+    if found.slots:
+        return None
+    return Wait(
+        reason=Reason.FROZEN,
+        sentence="the group has no reboot slots: reboots are frozen",
+        ends="update-agentctl lock slots NUMBER",
+    )
+
+
 def _full(found: Semaphore) -> Wait | None:
-    if found.slots == 0:
-        return Wait(
-            reason=Reason.FROZEN,
-            sentence="the group has no reboot slots: reboots are frozen",
-            ends="update-agentctl lock slots NUMBER",
-        )
     if len(found.holders) < found.slots:
         return None
     return Wait(

@@ -7,25 +7,32 @@ kind of operation is a value here, and one function writes it down. The other ru
   what it remembers.
 * A request that changes something is sent to another endpoint only when the first cannot have done
   it. Where that is not known the outcome is *unclear*, an error of its own: read, then decide.
-* Everything has a deadline, here (sockets) and there (``Grpc-Timeout``); answers have a largest
-  size. A watch asks for ``hasleader``: a member without a leader ends it, and does not go silent.
+* Everything has a deadline, there (``Grpc-Timeout``) and here (kept where bytes leave the socket,
+  so it holds for a slow drip too); answers have a largest size. A watch asks for ``hasleader``: a
+  member without a leader ends it, and does not go silent.
 
 Answers of etcd 3.4 to 3.6 are taken: integers come as strings, zeros and empty lists not at all.
+What has no header, or fewer parts than were asked for, is no answer of etcd, and believed nothing.
 """
 
 import base64
+import http.client
+import io
 import json
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 from update_agent.errors import HostError
 
@@ -55,6 +62,10 @@ class NoQuorumError(EtcdError):
 
 class AuthError(EtcdError):
     """User, password or rights are wrong."""
+
+
+class TokenError(AuthError):
+    """The token by which etcd knows a user is not good any more."""
 
 
 class CertificateError(EtcdError):
@@ -91,19 +102,22 @@ class Get:
     key: str
     prefix: bool = False
     limit: int = 0
-    count_only: bool = False
-    created_until: int = 0
-    """A revision: younger keys don't count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Write a key. With ``keep_lease`` it must exist, and keeps the lease that it has."""
+    """Write a key."""
 
     key: str
     value: bytes
     lease: int = 0
-    keep_lease: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Write a key that exists as it is, so that those who watch it hear of it."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +144,7 @@ class Created:
     revision: int
 
 
-Operation = Get | Put | Delete
+Operation = Get | Put | Touch | Delete
 Compare = Unchanged | Created
 
 
@@ -198,8 +212,11 @@ def written(operation: Operation | Compare) -> dict[str, Any]:
             return {"request_range": _range(operation)}
         case Put():
             return {"request_put": _put(operation)}
+        case Touch():
+            same = {"key": _coded(operation.key), "ignore_value": True, "ignore_lease": True}
+            return {"request_put": same}
         case Delete():
-            return {"request_delete_range": {**_keys(operation.key, prefix=operation.prefix)}}
+            return {"request_delete_range": _keys(operation.key, prefix=operation.prefix)}
         case Unchanged():
             return _compare(operation.key, "MOD", "mod_revision", operation.revision)
         case Created():
@@ -214,12 +231,8 @@ def _range(it: Get) -> dict[str, Any]:
     made: dict[str, Any] = _keys(it.key, prefix=it.prefix)
     if it.limit:
         made["limit"] = str(it.limit)
-    if it.prefix and not it.count_only:
+    if it.prefix:
         made |= {"sort_order": "ASCEND", "sort_target": "CREATE"}
-    if it.count_only:
-        made["count_only"] = True
-    if it.created_until:
-        made["max_create_revision"] = str(it.created_until)
     return made
 
 
@@ -227,8 +240,6 @@ def _put(it: Put) -> dict[str, Any]:
     made: dict[str, Any] = {"key": _coded(it.key), "value": _coded(it.value)}
     if it.lease:
         made["lease"] = str(it.lease)
-    if it.keep_lease:
-        made["ignore_lease"] = True
     return made
 
 
@@ -276,15 +287,25 @@ class Etcd:
         compares: Sequence[Compare],
         success: Sequence[Operation],
         failure: Sequence[Operation] = (),
+        *,
+        again: bool = False,
     ) -> Answer:
-        """Do ``success`` when all ``compares`` hold, else ``failure``; all of it or nothing."""
+        """Do ``success`` when all ``compares`` hold, else ``failure``; all of it or nothing.
+
+        ``again``: to do it twice does no harm, so another endpoint is asked when it is not known
+        what the first did.
+        """
         body = {
             "compare": [written(it) for it in compares],
             "success": [written(it) for it in success],
             "failure": [written(it) for it in failure],
         }
         reads = all(isinstance(it, Get) for it in (*success, *failure))
-        return _answer(self._call("/v3/kv/txn", body, again=reads))
+        found = _answer(self._call("/v3/kv/txn", body, again=reads or again))
+        wanted = [it for it in (success if found.succeeded else failure) if isinstance(it, Get)]
+        if len(found.found) != len(wanted):
+            raise UnclearError(f"etcd sent {len(found.found)} of {len(wanted)} answers")
+        return found
 
     def grant(self, seconds: int) -> int:
         """Return a new lease."""
@@ -295,10 +316,6 @@ class Etcd:
         found = self._call("/v3/lease/keepalive", {"ID": str(lease)}, again=True)
         return _int(_dict(found, "result"), "TTL") > 0
 
-    def revoke(self, lease: int) -> None:
-        """End a lease; keys with it are gone."""
-        self._call("/v3/lease/revoke", {"ID": str(lease)}, again=True)
-
     def members(self) -> list[Member]:
         """Return who belongs to the cluster."""
         found = self._call("/v3/cluster/member/list", {"linearizable": True}, again=True)
@@ -306,8 +323,8 @@ class Etcd:
             Member(
                 id=str(it.get("ID", "0")),
                 name=str(it.get("name", "")),
-                urls=tuple(str(url) for url in _list(it, "clientURLs")),
-                peers=tuple(str(url) for url in _list(it, "peerURLs")),
+                urls=_texts(it, "clientURLs"),
+                peers=_texts(it, "peerURLs"),
                 learner=it.get("isLearner") is True,
             )
             for it in _list(found, "members")
@@ -326,23 +343,43 @@ class Etcd:
                     return _int(found, "raftIndex")
         return None
 
-    def watch(self, key: str, since: int, *, seconds: float) -> Iterator[list[Event]]:
+    def watch(self, key: str, since: int, *, seconds: float) -> Generator[list[Event], None, None]:
         """Yield what happens to ``key`` from revision ``since`` on, in a connection of its own.
 
         First an empty list: the watch has begun. Ends after ``seconds`` without news. Raises
         CompactedError, and NoQuorumError as soon as the member has no leader.
         """
-        create = {"key": _coded(key), "start_revision": str(since)}
-        with _session(self._access) as session, _told(self._url), suppress(_QuietError):
-            with self._lock:
-                headers = self._headers() | {"Grpc-Metadata-hasleader": "true"}
-            answer = session.post(
-                self._url + "/v3/watch", data=json.dumps({"create_request": create}),
-                headers=headers, timeout=(self._access.deadline, seconds), stream=True,
-            )  # fmt: skip
+        create = {"create_request": {"key": _coded(key), "start_revision": str(since)}}
+        with self._lock:
+            url = self._url
+            headers = self._headers(url) | {"Grpc-Metadata-hasleader": "true"}
+        try:
+            with closing(self._watch(url, create, headers, seconds)) as events:
+                yield from events
+        except EtcdError as error:
+            self._failed(url, error)
+            raise
+
+    def _watch(
+        self, url: str, create: Mapping[str, Any], headers: Mapping[str, str], seconds: float
+    ) -> Generator[list[Event], None, None]:
+        deadline = _Deadline(self._access.deadline)
+        with _session(self._access) as session:
+            with _told(url):
+                answer = _posted(session, url + "/v3/watch", create, headers, deadline)
             with answer:
-                for line in _lines(answer):
-                    yield _watched(self._url, line)
+                if answer.status_code != requests.codes.ok:
+                    raise _refused(url, answer.status_code, _parsed(url, _body(url, answer)))
+                for line in _lines(url, answer, deadline, seconds):
+                    yield _watched(url, line)
+
+    def _failed(self, url: str, error: EtcdError) -> None:
+        """Ask another endpoint next time, or for another token."""
+        with self._lock:
+            if isinstance(error, AuthError):
+                self._token = None
+            elif url == self._url and not isinstance(error, CompactedError):
+                self._at += 1
 
     # Sending
 
@@ -373,10 +410,8 @@ class Etcd:
     ) -> dict[str, Any]:
         try:
             return self._post(url, path, body, seconds)
-        except AuthError:
-            if not self._access.user or not self._token:
-                raise
-            self._token = None  # it was too old
+        except TokenError:
+            self._token = None
             return self._post(url, path, body, seconds)
 
     def _post(self, url: str, path: str, body: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -388,41 +423,26 @@ class Etcd:
         self, url: str, path: str, body: Mapping[str, Any], headers: dict[str, str], seconds: float
     ) -> dict[str, Any]:
         self.sent += 1
-        until = time.monotonic() + seconds + _SILENT
         with _told(url):
-            answer = self._session.post(
-                url + path, data=json.dumps(body), headers=headers,
-                timeout=(seconds, seconds + _SILENT), stream=True, allow_redirects=False,
-            )  # fmt: skip
+            answer = _posted(self._session, url + path, body, headers, _Deadline(seconds + _SILENT))
             with answer:
-                found = _parsed(url, _body(url, answer, until))
-            if answer.status_code != requests.codes.ok:
-                raise _refused(url, answer.status_code, found)
-            return found
+                found = _parsed(url, _body(url, answer))
+        if answer.status_code != requests.codes.ok:
+            raise _refused(url, answer.status_code, found)
+        return found
 
-    def _headers(self, url: str | None = None) -> dict[str, str]:
+    def _headers(self, url: str) -> dict[str, str]:
         access = self._access
         if not access.user:
             return {}
         if self._token is None:
             body = {"name": access.user, "password": _password(access.password_file)}
             try:
-                found = self._send(
-                    url or self._url, "/v3/auth/authenticate", body, {}, access.deadline
-                )
+                found = self._send(url, "/v3/auth/authenticate", body, {}, access.deadline)
             except UnclearError as error:  # a token more harms nobody
                 raise UnreachableError(str(error), hint=error.hint) from error
             self._token = str(found.get("token", ""))
         return {"Authorization": self._token}
-
-
-def _session(access: Access) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False
-    session.verify = access.ca or True
-    if access.cert:
-        session.cert = (access.cert, access.key) if access.key else access.cert
-    return session
 
 
 def _password(path: str | None) -> str:
@@ -437,76 +457,205 @@ def _password(path: str | None) -> str:
         ) from error
 
 
+# One request -------------------------------------------------------------------------------------
+
+
+class _Deadline:
+    """Until when a peer may take its time. A stream's moves on with each piece of news."""
+
+    def __init__(self, seconds: float) -> None:
+        self.begin(seconds)
+
+    def begin(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left. Raises TimeoutError."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
+_DEADLINE: ContextVar[_Deadline] = ContextVar("deadline")
+"""Of the request that this thread sends: libraries lie between it and its socket."""
+
+
+class _TimedSocket(io.RawIOBase):
+    """A socket's bytes, read before a deadline."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: _Deadline) -> None:
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        self._sock.settimeout(self._deadline.left())
+        return self._raw.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(
+        self,
+        sock: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        url: str | None = None,
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        self.fp = io.BufferedReader(_TimedSocket(self.fp.detach(), sock, _DEADLINE.get()))
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Session(requests.Session):
+    """Never looks at redirects: even told not to follow them, requests reads their whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        del resp
+        return None
+
+
+def _session(access: Access) -> requests.Session:
+    """Return a session whose connections are made with the certificates that there are then."""
+    session = _Session()
+    session.trust_env = False
+    session.verify = access.ca or True
+    if access.cert:
+        session.cert = (access.cert, access.key) if access.key else access.cert
+    for scheme in ("http://", "https://"):
+        adapter = HTTPAdapter(pool_maxsize=1)
+        adapter.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        session.mount(scheme, adapter)
+    return session
+
+
+def _posted(
+    session: requests.Session,
+    url: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    deadline: _Deadline,
+) -> requests.Response:
+    """Send a request, and return the answer as far as its headers."""
+    made = requests.Request("POST", url, data=json.dumps(body), headers=headers).prepare()
+    token = _DEADLINE.set(deadline)
+    try:
+        return session.send(
+            made, timeout=deadline.left(), stream=True, allow_redirects=False,
+            verify=session.verify, cert=session.cert, proxies={},
+        )  # fmt: skip
+    finally:
+        _DEADLINE.reset(token)
+
+
 # What went wrong ---------------------------------------------------------------------------------
-
-
-class _QuietError(Exception):
-    """A watch has nothing to say."""
 
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """Turn what requests raises into our errors."""
+    """Turn what requests raises into our errors, the narrowest first."""
     try:
         yield
     except requests.exceptions.SSLError as error:
-        raise _certificate(url, error) from error
-    except (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError) as error:
+        raise _tls(url, error) from error
+    except requests.exceptions.ConnectTimeout as error:
         raise UnreachableError(f"{url} does not answer", hint=_REACH) from error
-    except requests.exceptions.ReadTimeout as error:
+    except (
+        requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError, TimeoutError,
+    ) as error:  # fmt: skip
         raise UnclearError(f"{url} did not answer in time", hint=_REACH) from error
     except requests.exceptions.ConnectionError as error:
-        cause = error.args[0] if error.args else error
-        reason = getattr(cause, "reason", None)
-        if isinstance(reason, urllib3.exceptions.NewConnectionError):
-            raise UnreachableError(f"{url} cannot be reached", hint=_REACH) from error
-        if "SSL" in str(error) or "certificate" in str(error):
-            raise _certificate(url, error) from error
-        raise UnclearError(f"{url} broke off: {cause}", hint=_REACH) from error
+        raise _broken(url, error) from error
+    except (
+        requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
+    ) as error:  # fmt: skip
+        raise UnreachableError(f"{error}", hint=_REACH) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise UnclearError(f"{url}: {error}", hint=_REACH) from error
-    except OSError as error:  # a file with a certificate; no connection was made
-        raise CertificateError(
-            f"cannot use the certificates for etcd: {error}",
-            hint="see cluster.ca, cluster.cert and cluster.key: 'update-agentctl config'",
-        ) from error
+        raise UnclearError(f"{url} broke off: {str(error)[:200]}", hint=_REACH) from error
+    except OSError as error:  # requests looks whether the files exist
+        raise _unusable(error) from error
 
 
-def _certificate(url: str, error: Exception) -> CertificateError:
+def _broken(url: str, error: requests.exceptions.ConnectionError) -> EtcdError:
+    """Return which of our errors it is that a connection ended with, or did not begin with."""
+    cause = error.args[0] if error.args else error
+    if isinstance(cause, urllib3.exceptions.MaxRetryError):
+        return UnreachableError(f"{url} cannot be reached", hint=_REACH)
+    if isinstance(cause, urllib3.exceptions.ProtocolError):
+        cause = cause.args[-1]
+    if isinstance(cause, (PermissionError, FileNotFoundError, IsADirectoryError)):
+        return _unusable(cause)
+    return UnclearError(f"{url} broke off: {cause}", hint=_REACH)
+
+
+def _tls(url: str, error: Exception) -> EtcdError:
+    """Return what it means that TLS failed: only what is said of certificates is sure."""
+    said = str(error)
+    if any(word in said for word in ("EOF", "RECORD_LAYER", "timed out")):
+        return UnclearError(f"{url} broke off: {said[-200:]}", hint=_REACH)
     return CertificateError(
-        f"{url}: {str(error)[-200:]}",
+        f"{url}: {said[-200:]}",
         hint="check the dates and names of etcd's and this host's certificates, and the clock",
+    )
+
+
+def _unusable(error: OSError) -> CertificateError:
+    return CertificateError(
+        f"cannot use the certificates for etcd: {error}",
+        hint="see cluster.ca, cluster.cert and cluster.key: 'update-agentctl config'",
     )
 
 
 _REACH = "is etcd up there? curl URL/health; endpoints are cluster.endpoints"
 
-_NOT_SENT = ("no leader", "too many requests", "rpc not supported for learner")
-_TOKEN = ("invalid auth token", "user name is empty", "auth store is old", "user name not found")
+_QUORUM = "etcdctl endpoint health --cluster, etcdctl alarm list; a majority must run"
+_LOGIN = "see cluster.user and cluster.password_file"
+_RIGHTS = "grant the user's role read and write of the prefix /update-agent/"
+_VERSIONS = "wanted the client URL of etcd 3.4 to 3.6"
+
+_MEANINGS: tuple[tuple[type[EtcdError], str, tuple[int, ...], tuple[str, ...]], ...] = (
+    (NoQuorumError, _QUORUM, (), ("no leader", "too many requests", "not supported for learner")),
+    (TokenError, _LOGIN, (16,), ("invalid auth token", "user name is empty", "store is old")),
+    (AuthError, _LOGIN, (), ("authentication failed", "authentication is not enabled")),
+    (AuthError, _RIGHTS, (7,), ("permission denied",)),
+    (CompactedError, _VERSIONS, (), ("compacted",)),
+    (EtcdError, _VERSIONS, (3, 5, 9, 11, 12), ("http status 404",)),
+)
+"""Errors by which etcd says that nothing was done: what they are, by gRPC's code or by a word.
+
+Not among them is code 8: when its space is exceeded, etcd may have written nevertheless.
+"""
 
 
 def _refused(url: str, status: int, found: Mapping[str, Any]) -> EtcdError:
-    """Return which error an answer is. Codes are gRPC's."""
-    code = _int(found, "code")
+    """Return which error an answer is."""
+    code = _int(found, "code") or _int(found, "grpc_code")
     said = str(found.get("message") or found.get("error") or f"HTTP status {status}")[:300]
-    message = f"{url}: {said}"
-    low = said.lower()
-    if any(it in low for it in _NOT_SENT):
-        return NoQuorumError(message, hint=_QUORUM)
-    if code == 16 or any(it in low for it in _TOKEN):  # noqa: PLR2004
-        return AuthError(message, hint="see cluster.user and cluster.password_file")
-    if code == 7 or "authentication failed" in low:  # noqa: PLR2004
-        return AuthError(
-            message, hint="grant the user's role read and write of the prefix /update-agent/"
-        )
-    if "compacted" in low:
-        return CompactedError(message)
-    if code in (3, 5, 8, 9, 11, 12) or status == requests.codes.not_found:
-        return EtcdError(message, hint="etcdctl alarm list; wanted etcd 3.4 to 3.6")
-    return UnclearError(message, hint=_QUORUM)
-
-
-_QUORUM = "etcdctl endpoint health --cluster; more than half of the members must run"
+    for kind, hint, codes, words in _MEANINGS:
+        if code in codes or any(word in said.lower() for word in words):
+            return kind(f"{url}: {said}", hint=hint)
+    return UnclearError(f"{url}: {said}", hint=_QUORUM)
 
 
 def _summed(errors: Sequence[EtcdError]) -> EtcdError:
@@ -516,7 +665,7 @@ def _summed(errors: Sequence[EtcdError]) -> EtcdError:
         for it in errors:
             if isinstance(it, kind):
                 return kind(said, hint=it.hint)
-    if any(isinstance(it, UnclearError) and "etcdserver:" in str(it) for it in errors):
+    if any(word in said for word in ("etcdserver:", "context deadline exceeded")):
         return NoQuorumError(said, hint=_QUORUM)
     return UnreachableError(said, hint=_REACH)
 
@@ -524,14 +673,12 @@ def _summed(errors: Sequence[EtcdError]) -> EtcdError:
 # Answers -----------------------------------------------------------------------------------------
 
 
-def _body(url: str, answer: requests.Response, until: float) -> bytes:
+def _body(url: str, answer: requests.Response) -> bytes:
     data = bytearray()
     while piece := answer.raw.read1(65536):
         data += piece
         if len(data) > _MAX_ANSWER:
             raise UnclearError(f"{url} sends more than {_MAX_ANSWER} bytes")
-        if time.monotonic() > until:
-            raise UnclearError(f"{url} sends too slowly")
     return bytes(data)
 
 
@@ -547,10 +694,13 @@ def _parsed(url: str, data: bytes) -> dict[str, Any]:
 
 def _answer(found: Mapping[str, Any]) -> Answer:
     header = _dict(found, "header")
+    cluster, revision = _int(header, "cluster_id"), _int(header, "revision")
+    if not cluster or not revision:
+        raise UnclearError(f"no answer of etcd: {str(found)[:60]}", hint=_REACH)
     return Answer(
         succeeded=found.get("succeeded") is True,
-        cluster=str(header.get("cluster_id", "0")),
-        revision=_int(header, "revision"),
+        cluster=str(cluster),
+        revision=revision,
         found=tuple(
             _found(_dict(it, "response_range"))
             for it in _list(found, "responses")
@@ -573,21 +723,28 @@ def _entry(it: Mapping[str, Any]) -> Entry:
     )
 
 
-def _lines(answer: requests.Response) -> Iterator[bytes]:
-    """Yield the lines of a watch. Raises _QuietError when none comes."""
-    data = bytearray()
+def _lines(
+    url: str, answer: requests.Response, deadline: _Deadline, seconds: float
+) -> Iterator[bytes]:
+    """Yield the lines of a watch, until none comes for ``seconds``."""
+    data, began = bytearray(), False
     while True:
         try:
-            piece = answer.raw.read1(65536)
-        except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
-            raise _QuietError from error
+            with _told(url):
+                piece = answer.raw.read1(65536)
+        except UnclearError as error:
+            if began and isinstance(error.__cause__, urllib3.exceptions.ReadTimeoutError):
+                return
+            raise UnreachableError(str(error), hint=error.hint) from error
         if not piece:
-            raise UnreachableError(f"{answer.url} ended a watch", hint=_REACH)
+            raise UnreachableError(f"{url} ended a watch", hint=_REACH)
         data += piece
         if len(data) > _MAX_ANSWER:
-            raise UnreachableError(f"{answer.url} sends more than {_MAX_ANSWER} bytes")
+            raise UnreachableError(f"{url} sends more than {_MAX_ANSWER} bytes")
         *lines, rest = bytes(data).split(b"\n")
-        data = bytearray(rest)
+        data, began = bytearray(rest), began or bool(lines)
+        if lines:
+            deadline.begin(seconds)
         yield from filter(None, lines)
 
 
@@ -595,15 +752,13 @@ def _watched(url: str, line: bytes) -> list[Event]:
     found = _parsed(url, line)
     if "error" in found:
         error = found["error"]
-        raise NoQuorumError(
-            f"{url}: {error.get('message') if isinstance(error, dict) else error}", hint=_QUORUM
-        )
+        raise _refused(url, requests.codes.ok, error if isinstance(error, dict) else found)
     result = _dict(found, "result")
     if result.get("canceled") is True:
         why = str(result.get("cancel_reason", ""))
         if _int(result, "compact_revision") or "compacted" in why:
             raise CompactedError(f"{url}: the watch began before what etcd keeps")
-        raise NoQuorumError(f"{url} ended a watch: {why}", hint=_QUORUM)
+        raise _refused(url, requests.codes.ok, {"message": why or "the watch was ended"})
     return [_event(it) for it in _list(result, "events")]
 
 
@@ -635,4 +790,9 @@ def _dict(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _list(found: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     it = found.get(name)
-    return it if isinstance(it, list) else []
+    return [each for each in it if isinstance(each, dict)] if isinstance(it, list) else []
+
+
+def _texts(found: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    it = found.get(name)
+    return tuple(str(each) for each in it) if isinstance(it, list) else ()

@@ -8,31 +8,33 @@ nothing.
 
 A host that wants a reboot slot queues up first, with a key of its own whose lease ends when the
 host is gone; no safety hangs on that. Whoever changes the slots calls, in the same transaction,
-those whose turn it is then, by writing to their keys. So each host watches its own key alone, and
-an event wakes one host, however many wait. A call that is lost costs the time to the next look.
+those whose turn it is then, by touching their keys. So each host watches its own key alone, and an
+event wakes one host, however many wait. A call that is lost costs the time to the next look.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
 
 from update_agent.core import semaphore
 from update_agent.core.document import DocumentError
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Semaphore, Waiting
-from update_agent.errors import HostError
+from update_agent.core.semaphore import Holder, Semaphore, Waiting
 from update_agent.host.etcd import (
     Answer,
+    CompactedError,
     Compare,
     Created,
     Delete,
     Entry,
     Etcd,
+    EtcdError,
     Get,
     Operation,
     Put,
+    Touch,
     Unchanged,
     UnclearError,
 )
@@ -43,12 +45,14 @@ _RACES = 200
 _PAUSE = 0.002, 0.2
 """Seconds after a lost race, at most: the first, and any."""
 _HEAD = 32
-"""Hosts of the queue that are looked at."""
+"""Hosts of the queue that are looked at, and may be called."""
+_UNCLEAR = 3
+"""Unclear outcomes of one change after which it is given up."""
 LEASE = 180
 """Seconds after which a host that does not ask again has left the queue."""
 
 
-class LostRacesError(HostError):
+class LostRacesError(EtcdError):
     """Others always were faster."""
 
 
@@ -61,23 +65,50 @@ class View:
     broken: str | None = None
     changed: int
     """The revision at which the slots were last changed."""
-    queue: tuple[Waiting, ...] = ()
-    """The first of those who wait."""
+    head: tuple[Entry, ...] = ()
+    """The first of those who wait, as they stand in etcd."""
+    own: Entry | None = None
+    """This host, if it waits."""
     waiting: int = 0
     """How many wait."""
-    leases: dict[str, int]
     cluster: str
     revision: int
     """Where etcd stood."""
 
+    @property
+    def queue(self) -> tuple[Waiting, ...]:
+        """The first of those who wait."""
+        return tuple(_understood(self.head))
+
     def mine(self, host: str) -> Waiting | None:
-        """Return the wish of ``host``, if it waits and was looked for."""
-        return next((it for it in self.queue if it.host == host), None)
+        """Return the place of ``host``, if it waits and was looked for."""
+        found = (it for it in (self.own, *self.head) if it and it.key.endswith(f"/{host}"))
+        return next(_understood(found), None)
+
+    def place(self) -> str | None:
+        """Return the place of this host in the queue, from 1, or what it is above."""
+        if self.own is None:
+            return None
+        if self.own not in self.head:
+            return f"above {len(self.head)}"
+        return str(self.head.index(self.own) + 1)
+
+    def in_turn(self, host: str, *, quiet: float) -> bool:
+        """Return whether ``host`` may take a reboot slot now.
+
+        From behind the head of the queue only when nobody in it may.
+        """
+        if self.semaphore is None:
+            return False
+        behind = [self.own] if self.own and self.own not in self.head else []
+        queue = _understood((*self.head, *behind))
+        turn = [it.host for it in semaphore.in_turn(self.semaphore, queue, quiet=quiet)]
+        return turn == [host] if behind else host in turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """What becomes of a group: its slots, and who needs to queue no more."""
+    """What becomes of a group: its slots, and who queues no more."""
 
     semaphore: Semaphore
     leaves: Waiting | None = None
@@ -105,7 +136,8 @@ class Group:
         self.writes = 0
         """Transactions that were to change the slots."""
         self._etcd = etcd
-        self._host = host
+        self.host = host
+        """Whose place in the queue is looked for."""
         self._chance = chance
         self._monotonic = monotonic
         self._key = f"{PREFIX}{name}/reboot"
@@ -116,17 +148,13 @@ class Group:
         """Return the group as it stands. Raises EtcdError."""
         return self._view(self._etcd.txn((), self._reads()))
 
-    def place(self, mine: Waiting) -> int:
-        """Return the place in the queue, from 1. Raises EtcdError."""
-        count = Get(self._queue, prefix=True, count_only=True, created_until=mine.created)
-        return self._etcd.get(count).found[0].count
-
     def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
 
         After an error it is not known whether the change was made, or still will be.
         """
         view = view or self.look()
+        unclear = 0
         for race in range(_RACES):
             edited = edit(view)
             if isinstance(edited, Wait):
@@ -137,6 +165,9 @@ class Group:
                 answer = self._swap(view, edited)
             except UnclearError:
                 self.unsure = True
+                unclear += 1
+                if unclear == _UNCLEAR:
+                    raise
                 view = self.look()
                 continue
             if answer.succeeded:
@@ -150,18 +181,17 @@ class Group:
             hint="the next try may win; 'update-agentctl lock status' shows who changes them",
         )
 
-    def join(self, wish: Waiting) -> View:
+    def join(self, host: str, wish: Holder) -> View:
         """Queue up, and return how the group stands then. Raises EtcdError."""
-        lease = self._etcd.grant(LEASE)
-        key = self._queue + wish.host
-        put = Put(key, semaphore.encode_waiting(wish), lease=lease)
+        key = self._queue + host
+        put = Put(key, semaphore.encode_waiting(wish), lease=self._etcd.grant(LEASE))
         reads = self._reads()
-        return self._view(self._etcd.txn((Created(key, 0),), (put, *reads), reads))
+        return self._view(self._etcd.txn((Created(key, 0),), (put, *reads), reads, again=True))
 
     def leave(self, mine: Waiting) -> None:
         """Queue up no more. Raises EtcdError."""
         key = self._queue + mine.host
-        self._etcd.txn((Created(key, mine.created),), (Delete(key),))
+        self._etcd.txn((Created(key, mine.created),), (Delete(key),), again=True)
 
     def stay(self, lease: int) -> None:
         """Keep the place in the queue. Raises EtcdError."""
@@ -172,7 +202,12 @@ class Group:
 
         ``since`` is the revision of the last look. False: nothing came for ``seconds``.
         """
-        return any(self._etcd.watch(self._queue + host, since + 1, seconds=seconds))
+        watch = self._etcd.watch(self._queue + host, since + 1, seconds=seconds)
+        try:
+            with closing(watch):
+                return any(watch)
+        except CompactedError:  # what came since is forgotten
+            return True
 
     def seen(self, nonce: str) -> float:
         """Return for how many seconds this observer has seen ``nonce``, by its own clock."""
@@ -187,55 +222,43 @@ class Group:
 
     def _reads(self) -> tuple[Get, ...]:
         head = Get(self._queue, prefix=True, limit=_HEAD)
-        mine = (Get(self._queue + self._host),) if self._host else ()
-        return (Get(self._key), head, *mine)
+        own = (Get(self._queue + self.host),) if self.host else ()
+        return (Get(self._key), head, *own)
 
     def _swap(self, view: View, edit: Edit) -> Answer:
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         writes: list[Operation] = [Put(self._key, semaphore.encode(edit.semaphore))]
         leaves = edit.leaves
-        queue = [it for it in view.queue if not leaves or it.host != leaves.host]
+        queue = (it for it in _understood(view.head) if not leaves or it.host != leaves.host)
         turn = semaphore.in_turn(edit.semaphore, queue, quiet=self.quiet(edit.semaphore))
         for it in turn:
-            if not it.called and it.host != self._host:
-                key = self._queue + it.host
-                compares.append(Created(key, it.created))
-                called = semaphore.encode_waiting(replace(it, called=True))
-                writes.append(Put(key, called, keep_lease=True))
+            compares.append(Created(self._queue + it.host, it.created))
+            writes.append(Touch(self._queue + it.host))
         if leaves:
             writes.append(Delete(self._queue + leaves.host))
         self.writes += 1
-        return self._etcd.txn(compares, writes, self._reads())
+        return self._etcd.txn(compares, (*writes, *self._reads()), self._reads())
 
     def _view(self, answer: Answer) -> View:
-        slots, *queues = answer.found
+        slots, head, *own = answer.found
         found, broken = None, None
         if slots.entry:
             try:
                 found = semaphore.decode(slots.entry.value, self.name)
             except DocumentError as error:
                 broken = str(error)
-        entries = {it.key: it for queue in queues for it in queue.entries}
-        known = list(self._waiting(list(entries.values())))
         if found:
             self._note(found)
         return View(
             semaphore=found,
             broken=broken,
             changed=slots.entry.changed if slots.entry else 0,
-            queue=tuple(sorted(known, key=lambda it: it.created)),
-            waiting=queues[0].count,
-            leases={it.key.removeprefix(self._queue): it.lease for it in entries.values()},
+            head=head.entries,
+            own=own[0].entry if own else None,
+            waiting=head.count,
             cluster=answer.cluster,
             revision=answer.revision,
         )
-
-    def _waiting(self, entries: Sequence[Entry]) -> Iterator[Waiting]:
-        """Yield the hosts that wait; a key that says nothing sensible waits for nothing."""
-        for it in entries:
-            with suppress(DocumentError):
-                host = it.key.removeprefix(self._queue)
-                yield semaphore.decode_waiting(it.value, host, it.created)
 
     def _note(self, found: Semaphore) -> None:
         """Remember when what is there now was first seen."""
@@ -244,6 +267,14 @@ class Group:
             nonces.add(found.released.nonce)
         now = self._monotonic()
         self._first_seen = {it: self._first_seen.get(it, now) for it in nonces}
+
+
+def _understood(entries: Iterable[Entry]) -> Iterator[Waiting]:
+    """Yield the hosts that wait; a key that says nothing sensible waits for nothing."""
+    for it in entries:
+        host = it.key.rpartition("/")[2]
+        with suppress(DocumentError):
+            yield semaphore.decode_waiting(it.value, host, created=it.created, lease=it.lease)
 
 
 # What operators do -------------------------------------------------------------------------------
@@ -263,6 +294,12 @@ def force(group: Group, host: str, revision: int) -> Wait | None:
                 f" {view.changed}, and revision {revision} was looked at",
                 ends="update-agentctl lock status, and decide again",
             )
+        if host not in view.semaphore.holders:
+            return Wait(
+                reason=Reason.LOCK_LOST,
+                sentence=f"{host} holds no reboot slot of {group.name}",
+                ends="update-agentctl lock status, and decide again",
+            )
         return Edit(semaphore=semaphore.force(view.semaphore, host))
 
     return group.change(edit)
@@ -275,10 +312,7 @@ def bad_key(version: str, host: str = "") -> str:
 
 def tell_bad(etcd: Etcd, version: str, host: str, name: str) -> None:
     """Write that a release rolled back on ``host``. Raises EtcdError."""
-    with suppress(UnclearError):  # to do it again changes nothing
-        etcd.txn((), (Put(bad_key(version, host), name.encode()),))
-        return
-    etcd.txn((), (Put(bad_key(version, host), name.encode()),))
+    etcd.txn((), (Put(bad_key(version, host), name.encode()),), again=True)
 
 
 def bad_hosts(etcd: Etcd, version: str) -> list[str]:
@@ -298,4 +332,4 @@ def bad_releases(etcd: Etcd) -> dict[str, list[str]]:
 
 def forgive(etcd: Etcd, version: str) -> None:
     """Forget that a release rolled back. Raises EtcdError."""
-    etcd.txn((), (Delete(bad_key(version), prefix=True),))
+    etcd.txn((), (Delete(bad_key(version), prefix=True),), again=True)

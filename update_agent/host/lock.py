@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +26,7 @@ from msgspec import Meta
 from update_agent.core import document, semaphore
 from update_agent.core.document import DocumentError, Format, Time
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Holder, Labels, Nonce, Semaphore, Waiting
+from update_agent.core.semaphore import Holder, Labels, Nonce, Semaphore
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import files
@@ -36,6 +35,7 @@ from update_agent.host.group import LEASE, Edit, Group, View
 
 logger = logging.getLogger(__name__)
 
+_BOOTS = 100
 STALE = 3600.0
 """Seconds after which a holder is said to be late."""
 _CHANGE_SLOTS = "'update-agentctl lock slots NUMBER', after a look at which hosts reboot now"
@@ -64,6 +64,8 @@ class Note:
     format: Format = 1
     nonce: Nonce | None = None
     """Of a wish that is not over."""
+    boots: Annotated[tuple[str, ...], Meta(max_length=_BOOTS)] = ()
+    """The boots of this host, and of no copy of it, that had this wish."""
     leaving: bool = False
     """It is to be ended as soon as etcd can be reached."""
     bad: Annotated[tuple[Version, ...], Meta(max_length=50)] = ()
@@ -136,7 +138,8 @@ class Lock:
         self._monotonic = monotonic
         self._turn = threading.RLock()
         self._revision = notebook.note.revision
-        self._stayed = 0.0
+        self._stayed = -float(LEASE)
+        group.host = me.host
         group.unsure = notebook.note.nonce is not None
 
     @property
@@ -199,7 +202,7 @@ class Lock:
             mine = view.mine(self._me.host)
             if mine and mine.wish.nonce == nonce:
                 self._group.leave(mine)
-            self._book.write(replace(self._book.note, nonce=None, leaving=False))
+            self._book.write(replace(self._book.note, nonce=None, boots=(), leaving=False))
 
     def called(self, seconds: float) -> bool:
         """Wait until this host should ask again; False: nothing came for ``seconds``."""
@@ -209,8 +212,10 @@ class Lock:
 
     def _wish(self, running: Version, target: Version | None) -> Holder:
         """Return what this host wants; its nonce is on the disk."""
-        nonce = self._book.note.nonce or self._new_nonce()
-        self._book.write(replace(self._book.note, nonce=nonce, leaving=False))
+        note, boot = self._book.note, self._me.boot_id
+        nonce = note.nonce or self._new_nonce()
+        boots = note.boots if boot in note.boots else (*note.boots, boot)[-_BOOTS:]
+        self._book.write(replace(note, nonce=nonce, boots=boots, leaving=False))
         return replace(self._holder(nonce), running=running, target=target)
 
     def _holder(self, nonce: str) -> Holder:
@@ -229,11 +234,12 @@ class Lock:
         host = self._me.host
         if view.semaphore is None or host in view.semaphore.holders:
             return view
-        if view.mine(host) is None:
+        mine = view.mine(host)
+        if mine is None:
             self._stayed = self._monotonic()
-            return self._group.join(Waiting(host=host, wish=wish))
-        if self._monotonic() - self._stayed > LEASE / 4:
-            self._group.stay(view.leases[host])
+            return self._group.join(host, wish)
+        if mine.wish.nonce == wish.nonce and self._monotonic() - self._stayed > LEASE / 4:
+            self._group.stay(mine.lease)
             self._stayed = self._monotonic()
         return view
 
@@ -241,14 +247,15 @@ class Lock:
         if wait := self._doubt(view):
             return wait
         found, host, mine = _slots(view), self._me.host, view.mine(self._me.host)
-        if mine and mine.wish.nonce != wish.nonce:
-            return semaphore.cloned(mine.wish, wish)
+        held = found.holders.get(host)
+        other = held or (mine.wish if mine else None)
+        if other and (other.nonce != wish.nonce or other.boot_id not in self._book.note.boots):
+            return semaphore.cloned(other, wish)
         quiet = self._group.quiet(found)
         after = semaphore.acquire(found, host, wish, quiet=quiet)
         if isinstance(after, Wait):
             return self._explained(after, view, quiet)
-        turn = semaphore.in_turn(found, view.queue, quiet=quiet)
-        if host in found.holders or host in (it.host for it in turn):
+        if held or view.in_turn(host, quiet=quiet):
             return Edit(semaphore=after, leaves=mine)
         return self._explained(
             Wait(
@@ -263,11 +270,10 @@ class Lock:
     def _explained(self, wait: Wait, view: View, quiet: float) -> Wait:
         """Return ``wait`` with this host's place, when it may end, and who is late."""
         said, found = wait.sentence, _slots(view)
-        if mine := view.mine(self._me.host):
-            with suppress(EtcdError):
-                said += f"; this host is number {self._group.place(mine)} of {view.waiting} waiting"
+        if at := view.place():
+            said += f"; this host is number {at} of {view.waiting} waiting"
         late = [it for it in found.holders.values() if self._group.seen(it.nonce) > STALE]
-        if wait.reason is Reason.LOCK and late:
+        if wait.reason in (Reason.LOCK, Reason.LOCK_LABEL, Reason.QUORUM) and late:
             minutes = max(self._group.seen(it.nonce) for it in late) / 60
             return replace(
                 wait,
@@ -281,37 +287,39 @@ class Lock:
         return replace(wait, sentence=said, until=until)
 
     def _doubt(self, view: View) -> Wait | None:
-        """Return why what etcd says is not to be believed; remember where it stands."""
+        """Return why what etcd says is not to be believed, or says nothing."""
+        before, note = self._book.note, self._noted(view)
+        self._revision = view.revision
+        if note != before:
+            self._book.write(replace(note, revision=view.revision))
+        if view.semaphore is None:
+            return _absent(view, self._group.name)
+        if not note.doubt:
+            return None
+        return Wait(
+            reason=Reason.LOCK_RESTORED,
+            sentence="etcd went back to an older state, or is another one: who holds a reboot"
+            " slot may be forgotten",
+            ends=_CHANGE_SLOTS,
+        )
+
+    def _noted(self, view: View) -> Note:
+        """Return what is to be known of etcd from now on."""
         note = self._book.note
-        went_back = view.cluster != note.cluster or view.revision < self._revision
-        if note.cluster and went_back and not note.doubt:
+        back = note.cluster not in ("", view.cluster) or view.revision < self._revision
+        if back and not note.doubt:
             logger.error(
                 "etcd went back: cluster %s at %d, and cluster %s at %d was seen",
                 view.cluster, view.revision, note.cluster, self._revision,
             )  # fmt: skip
             note = replace(note, doubt=True)
-        self._revision = view.revision
-        if view.semaphore is None:
-            self._book.write(note)
-            return _absent(view, self._group.name)
-        accepted = view.semaphore.accepted
-        if note.doubt and accepted and (note.accepted is None or accepted > note.accepted):
-            note = replace(note, doubt=False)
-        if note.doubt:
-            self._book.write(replace(note, cluster=view.cluster, revision=view.revision))
-            return Wait(
-                reason=Reason.LOCK_RESTORED,
-                sentence="etcd went back to an older state, or is another one: who holds a reboot"
-                " slot may be forgotten",
-                ends=_CHANGE_SLOTS,
-            )
-        if (note.doubt, note.cluster, note.accepted) != (
-            self._book.note.doubt, view.cluster, accepted,
-        ):  # fmt: skip
-            self._book.write(
-                replace(note, cluster=view.cluster, revision=view.revision, accepted=accepted)
-            )
-        return None
+        accepted = view.semaphore.accepted if view.semaphore else None
+        if accepted and accepted.cluster == view.cluster:
+            newer = note.accepted is None or accepted.at > note.accepted
+            note = replace(note, doubt=note.doubt and not newer)
+        if accepted and not note.doubt:
+            note = replace(note, accepted=accepted.at)
+        return replace(note, cluster=view.cluster)
 
     def _remember(self) -> None:
         self._book.write(replace(self._book.note, revision=self._revision))

@@ -1,0 +1,157 @@
+"""The reboot lock and etcd under it: how long a fleet takes that all wants to reboot at once.
+
+    python -m tests.bench.lock              # everything
+    python -m tests.bench.lock queue --hosts 1000 --slots 10 --hold 0.1
+    python -m tests.bench.lock writes       # HTTP+JSON and TLS, one member, many clients
+    python -m tests.bench.lock recovery     # kill -9 under load, and start again
+
+Hosts are threads in two processes, each with its own connections, notebook and place in the queue, as
+they are on machines of their own; here they share the processors with etcd.
+"""
+
+import argparse
+import contextlib
+import datetime as dt
+import multiprocessing
+import secrets
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from tests.etcd import cluster
+from update_agent.core import semaphore
+from update_agent.core.version import Version
+from update_agent.host.etcd import Access, Etcd, EtcdError, Get, Put
+from update_agent.host.group import Edit, Group
+from update_agent.host.lock import Lock, Me, Notebook
+
+PROCESSES = 2
+PATIENCE = 60.0
+"""Seconds between two looks of a host that nobody calls."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one host's turn took."""
+
+    granted: float
+    back: float
+    requests: int
+    writes: int
+    races: int
+    asked: int
+
+
+# A fleet that wants to reboot --------------------------------------------------------------------
+
+
+def _host(access: Access, folder: Path, number: int, hold: float, start: Barrier) -> Turn:
+    etcd = Etcd(access)
+    group = Group(etcd, "bench")
+    me = Me(host=f"{number:032x}", name=f"host-{number}", boot_id="boot", labels={})
+    lock = Lock(
+        group, me, Notebook(folder / f"{number}"),
+        now=lambda: dt.datetime.now(dt.UTC), new_nonce=lambda: secrets.token_hex(16),
+    )  # fmt: skip
+    start.wait()
+    asked = 1
+    while lock.acquire(Version("1.0.0"), Version("1.1.0")):
+        lock.called(PATIENCE)
+        asked += 1
+    granted = time.monotonic()
+    assert lock.confirm() is None
+    time.sleep(max(0.0, granted + hold - time.monotonic()))
+    back = time.monotonic()
+    lock.release()
+    etcd.close()
+    return Turn(granted, back, etcd.sent, group.writes, group.races, asked)
+
+
+def _in_process(
+    numbers: range,
+    work: Callable[[int], Turn | int],
+    results: "multiprocessing.Queue[list[Turn | int]]",
+) -> None:
+    found: list[Turn | int] = []
+    threading.stack_size(256 * 1024)
+    threads = [threading.Thread(target=lambda at=at: found.append(work(at))) for at in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results.put(found)
+
+
+def spread(count: int, work: Callable[[int], Turn | int]) -> list[Turn | int]:
+    """Do ``work`` for each number below ``count``, each in a thread, in some processes."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    each = -(-count // PROCESSES)
+    parts = [range(at, min(at + each, count)) for at in range(0, count, each)]
+    made = [context.Process(target=_in_process, args=(part, work, results)) for part in parts]
+    for process in made:
+        process.start()
+    found = [it for _ in made for it in results.get()]
+    for process in made:
+        process.join()
+    assert len(found) == count, "a host failed: see above"
+    return found
+
+
+def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = False) -> float:
+    """Let ``hosts`` reboot, ``slots`` at a time, and tell; return the time against the ideal."""
+    with (
+        cluster(members, tls=tls) as etcds,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,  # noqa: S108
+    ):
+        with etcds.client() as etcd:
+            rules = semaphore.Semaphore(slots=slots)
+            Group(etcd, "bench").change(lambda _: Edit(semaphore=rules))
+        start = multiprocessing.get_context("fork").Barrier(hosts)
+        access = etcds.access(deadline=30.0)
+        found = spread(hosts, lambda at: _host(access, Path(folder), at, hold, start))
+        turns = [it for it in found if isinstance(it, Turn)]
+        _most_at_once(turns, slots)
+    grants = sorted(it.granted for it in turns)
+    took, ideal = grants[-1] - grants[0], hosts / slots * hold
+    print(
+        f"{hosts} hosts, {slots} slots, {hold} s each, {members} member(s){', TLS' * tls}:"
+        f" {took:.1f} s from the first grant to the last, ideal {ideal:.1f} s: {took / ideal:.2f}x\n"
+        f"  for each grant: {sum(it.writes for it in turns) / hosts:.2f} transactions that write,"
+        f" {sum(it.races for it in turns) / hosts:.2f} of them lost a race,"
+        f" {sum(it.requests for it in turns) / hosts:.2f} requests and"
+        f" {sum(it.asked - 1 for it in turns) / hosts:.2f} watches;"
+        f" asked {statistics.mean(it.asked for it in turns):.2f} times,"
+        f" at most {max(it.asked for it in turns)}"
+    )
+    return took / ideal
+
+
+def _most_at_once(turns: list[Turn], slots: int) -> None:
+    """Hold that never more than ``slots`` hosts were away, by the one clock that they share."""
+    away = 0
+    for _, change in sorted([(it.granted, 1) for it in turns] + [(it.back, -1) for it in turns]):
+        away += change
+        assert away <= slots, f"{away} hosts at once"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=("queue",))
+    parser.add_argument("--hosts", type=int, default=1000)
+    parser.add_argument("--slots", type=int, default=10)
+    parser.add_argument("--hold", type=float, default=0.1)
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--members", type=int, default=1)
+    wanted = parser.parse_args()
+    if wanted.part in (None, "queue"):
+        queue(wanted.hosts, wanted.slots, wanted.hold, members=wanted.members, tls=wanted.tls)
+
+
+if __name__ == "__main__":
+    main()
