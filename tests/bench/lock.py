@@ -5,12 +5,11 @@
     python -m tests.bench.lock writes       # HTTP+JSON and TLS, one member, many clients
     python -m tests.bench.lock recovery     # kill -9 under load, and start again
 
-Hosts are threads in two processes, each with its own connections, notebook and place in the queue, as
-they are on machines of their own; here they share the processors with etcd.
+Hosts are threads in some processes, each with its own connections, notebook and place in the queue,
+as on machines of their own; here they share the processors with etcd.
 """
 
 import argparse
-import contextlib
 import datetime as dt
 import multiprocessing
 import secrets
@@ -20,17 +19,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from tests.etcd import cluster
+from tests.etcd import cluster, until
 from update_agent.core import semaphore
 from update_agent.core.version import Version
-from update_agent.host.etcd import Access, Etcd, EtcdError, Get, Put
+from update_agent.host.etcd import Access, Etcd
 from update_agent.host.group import Edit, Group
 from update_agent.host.lock import Lock, Me, Notebook
 
-PROCESSES = 2
+PROCESSES = 3
 PATIENCE = 60.0
 """Seconds between two looks of a host that nobody calls."""
 
@@ -50,7 +48,7 @@ class Turn:
 # A fleet that wants to reboot --------------------------------------------------------------------
 
 
-def _host(access: Access, folder: Path, number: int, hold: float, start: Barrier) -> Turn:
+def _host(access: Access, folder: Path, number: int, hold: float) -> Turn:
     etcd = Etcd(access)
     group = Group(etcd, "bench")
     me = Me(host=f"{number:032x}", name=f"host-{number}", boot_id="boot", labels={})
@@ -58,7 +56,6 @@ def _host(access: Access, folder: Path, number: int, hold: float, start: Barrier
         group, me, Notebook(folder / f"{number}"),
         now=lambda: dt.datetime.now(dt.UTC), new_nonce=lambda: secrets.token_hex(16),
     )  # fmt: skip
-    start.wait()
     asked = 1
     while lock.acquire(Version("1.0.0"), Version("1.1.0")):
         lock.called(PATIENCE)
@@ -87,8 +84,11 @@ def _in_process(
     results.put(found)
 
 
-def spread(count: int, work: Callable[[int], Turn | int]) -> list[Turn | int]:
-    """Do ``work`` for each number below ``count``, each in a thread, in some processes."""
+def spread(count: int, work: Callable[[int], Turn | int]) -> Callable[[], list[Turn | int]]:
+    """Begin ``work`` for each number below ``count``, in threads of some processes.
+
+    Returns what waits for them.
+    """
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     each = -(-count // PROCESSES)
@@ -96,32 +96,44 @@ def spread(count: int, work: Callable[[int], Turn | int]) -> list[Turn | int]:
     made = [context.Process(target=_in_process, args=(part, work, results)) for part in parts]
     for process in made:
         process.start()
-    found = [it for _ in made for it in results.get()]
-    for process in made:
-        process.join()
-    assert len(found) == count, "a host failed: see above"
-    return found
+
+    def ended() -> list[Turn | int]:
+        found = [it for _ in made for it in results.get()]
+        for process in made:
+            process.join()
+        assert len(found) == count, "a host failed: see above"
+        return found
+
+    return ended
+
+
+def _open(group: Group, hosts: int, slots: int) -> None:
+    """Thaw the group when all hosts stand in its queue."""
+    until(lambda: group.look().waiting == hosts, 120)
+    group.change(lambda it: Edit(semaphore=semaphore.change(it.semaphore, slots=slots)))
 
 
 def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = False) -> float:
     """Let ``hosts`` reboot, ``slots`` at a time, and tell; return the time against the ideal."""
     with (
         cluster(members, tls=tls) as etcds,
-        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,  # noqa: S108
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
     ):
         with etcds.client() as etcd:
-            rules = semaphore.Semaphore(slots=slots)
-            Group(etcd, "bench").change(lambda _: Edit(semaphore=rules))
-        start = multiprocessing.get_context("fork").Barrier(hosts)
+            Group(etcd, "bench").change(lambda _: Edit(semaphore=semaphore.Semaphore(slots=0)))
         access = etcds.access(deadline=30.0)
-        found = spread(hosts, lambda at: _host(access, Path(folder), at, hold, start))
+        work = spread(hosts, lambda at: _host(access, Path(folder), at, hold))
+        with etcds.client() as etcd:
+            _open(Group(etcd, "bench"), hosts, slots)
+        found = work()
         turns = [it for it in found if isinstance(it, Turn)]
         _most_at_once(turns, slots)
     grants = sorted(it.granted for it in turns)
     took, ideal = grants[-1] - grants[0], hosts / slots * hold
     print(
         f"{hosts} hosts, {slots} slots, {hold} s each, {members} member(s){', TLS' * tls}:"
-        f" {took:.1f} s from the first grant to the last, ideal {ideal:.1f} s: {took / ideal:.2f}x\n"
+        f" {took:.1f} s from the first grant to the last, ideal {ideal:.1f} s:"
+        f" {took / ideal:.2f}x\n"
         f"  for each grant: {sum(it.writes for it in turns) / hosts:.2f} transactions that write,"
         f" {sum(it.races for it in turns) / hosts:.2f} of them lost a race,"
         f" {sum(it.requests for it in turns) / hosts:.2f} requests and"

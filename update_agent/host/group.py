@@ -42,7 +42,7 @@ from update_agent.host.etcd import (
 PREFIX = "/update-agent/groups/"
 _RACES = 200
 """Attempts of one change against those of others."""
-_PAUSE = 0.002, 0.2
+_PAUSE = 0.004, 0.03
 """Seconds after a lost race, at most: the first, and any."""
 _HEAD = 32
 """Hosts of the queue that are looked at, and may be called."""
