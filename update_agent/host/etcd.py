@@ -21,6 +21,7 @@ import io
 import json
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -280,7 +281,10 @@ class Etcd:
 
     def get(self, wanted: Get) -> Answer:
         """Return what ``wanted`` finds."""
-        return self.txn((), (wanted,))
+        found = self.txn((), (wanted,))
+        if not found.found:
+            raise UnclearError(f"etcd did not answer what there is at {wanted.key}")
+        return found
 
     def txn(
         self,
@@ -511,12 +515,40 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_TimedSocket(self.fp.detach(), sock, _DEADLINE.get()))
 
 
-class _Connection(urllib3.connection.HTTPConnection):
+class _Whole(urllib3.connection.HTTPConnection):
+    """Sends a request in one piece: headers and body by themselves are two packets.
+
+    Where the other side has closed meanwhile, what it said last is read nevertheless: in TLS 1.3 it
+    is only there that it refuses a client's certificate.
+    """
+
     response_class = _Response
+    _held: bytearray | None = None
+
+    def request(self, *words: Any, **more: Any) -> None:  # noqa: ANN401
+        self._held = bytearray()
+        try:
+            super().request(*words, **more)
+            data, self._held = bytes(self._held), None
+            self.send(data)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise BrokenPipeError from error  # urllib3 goes on to read
+        finally:
+            self._held = None
+
+    def send(self, data: Any) -> None:  # noqa: ANN401
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held += data
 
 
-class _TlsConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Response
+class _Connection(_Whole):
+    pass
+
+
+class _TlsConnection(_Whole, urllib3.connection.HTTPSConnection):
+    pass
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -613,7 +645,7 @@ def _tls(url: str, error: Exception) -> EtcdError:
     """Return what it means that TLS failed: only what is said of certificates is sure."""
     said = str(error)
     if any(word in said for word in ("EOF", "RECORD_LAYER", "timed out")):
-        return UnclearError(f"{url} broke off: {said[-200:]}", hint=_REACH)
+        return UnclearError(f"{url} broke off: {said[-200:]}", hint=f"{_REACH}; does it speak TLS?")
     return CertificateError(
         f"{url}: {said[-200:]}",
         hint="check the dates and names of etcd's and this host's certificates, and the clock",
