@@ -1,0 +1,432 @@
+"""A group in etcd: one way to change it, whatever answers are lost, and who is called when."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.etcd import Cluster
+from tests.gateway import Fault, gateway
+from tests.locks import held, rule
+from update_agent.core import semaphore
+from update_agent.core.reason import Reason, Wait
+from update_agent.core.semaphore import Holder, Semaphore
+from update_agent.host.etcd import Delete, Etcd, Get, Put, UnclearError
+from update_agent.host.group import (
+    LEASE,
+    Edit,
+    Group,
+    LostRacesError,
+    View,
+    bad_hosts,
+    bad_releases,
+    force,
+    forgive,
+    tell_bad,
+)
+
+KEY = "/update-agent/groups/web/reboot"
+
+
+@pytest.fixture
+def etcd(etcd1: Cluster) -> Iterator[Etcd]:
+    """A client of one member, in which nobody ever used the lock."""
+    with etcd1.client(deadline=30.0) as made:
+        made.txn((), (Delete("/update-agent/", prefix=True),))
+        yield made
+
+
+def host(number: int) -> str:
+    return f"{number:032x}"
+
+
+def wish(number: int) -> Holder:
+    return Holder(
+        nonce=host(number + 1000), boot_id="boot", name=f"web-{number}",
+        since=datetime(2026, 11, 27, tzinfo=UTC),
+    )  # fmt: skip
+
+
+def taken_by(number: int, **fields: object) -> Callable[[View], Edit | Wait]:
+    """Return the edit that gives a reboot slot to a host."""
+
+    def edit(view: View) -> Edit | Wait:
+        assert view.semaphore
+        after = semaphore.acquire(view.semaphore, host(number), wish(number))
+        if isinstance(after, Wait):
+            return after
+        return Edit(semaphore=after, **fields)  # type: ignore[arg-type]
+
+    return edit
+
+
+def same_again(view: View) -> Edit:
+    """Return the edit that writes what there is."""
+    assert view.semaphore
+    return Edit(semaphore=view.semaphore, always=True)
+
+
+def holders(etcd: Etcd) -> set[str]:
+    return set(held(etcd).holders)
+
+
+# Changes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.case(79)
+def test_a_group_that_nobody_made_has_no_semaphore(etcd: Etcd) -> None:
+    view = Group(etcd, "web").look()
+
+    assert (view.semaphore, view.broken, view.changed) == (None, None, 0)
+
+
+@pytest.mark.case(87)
+@pytest.mark.parametrize("text", [b"", b"{", b'{"slots":-1}', b"\xff"])
+def test_a_group_that_makes_no_sense_says_why_and_stays_as_it_is(text: bytes, etcd: Etcd) -> None:
+    etcd.txn((), (Put(KEY, text),))
+
+    view = Group(etcd, "web").look()
+
+    assert view.semaphore is None
+    assert view.broken
+    assert "the reboot slots of group web" in view.broken
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("fault", [Fault.REQUEST_LOST, Fault.ANSWER_LOST])
+@pytest.mark.parametrize("number", range(4))
+def test_a_change_comes_through_once_whichever_request_or_answer_is_lost(
+    fault: Fault, number: int, etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 1)
+    with gateway(etcd1.members[0].client) as fake:
+        fake.faults[number] = fault
+        both = replace(etcd1.access(), endpoints=(fake.url, fake.url))
+        with closing(Etcd(both)) as other:
+            assert Group(other, "web").change(taken_by(1)) is None
+            assert Group(other, "web").change(taken_by(1)) is None
+            assert Group(other, "web").change(taken_by(2)) is not None
+    assert holders(etcd) == {host(1)}
+
+
+@pytest.mark.case(76)
+def test_after_an_unclear_outcome_a_group_is_unsure_until_it_wrote(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 1)
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        group = Group(other, "web")
+        fake.faults |= {1: Fault.REQUEST_LOST, 2: Fault.REQUEST_LOST}
+        with pytest.raises(Exception, match="broke off"):
+            group.change(taken_by(1))
+        assert group.unsure
+
+        assert group.change(taken_by(1)) is None
+        assert not group.unsure
+
+
+@pytest.mark.case(76)
+def test_a_request_that_comes_late_after_all_changes_nothing(etcd: Etcd, etcd1: Cluster) -> None:
+    """Who is unsure writes; what was under way then compares a revision that never comes again."""
+    rule(etcd, 1)
+    late = Group(etcd, "web")
+    view = late.look()
+    with etcd1.client() as other:
+        Group(other, "web").change(same_again)
+
+    edit = taken_by(1)(view)
+    assert isinstance(edit, Edit)
+    swapped = late._swap(view, edit)
+
+    assert not swapped.succeeded
+    assert holders(etcd) == set()
+
+
+def test_an_outcome_that_stays_unclear_is_given_up_as_unclear(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 1)
+    with gateway(etcd1.members[0].client) as fake:
+        both = replace(etcd1.access(), endpoints=(fake.url, fake.url))
+        with closing(Etcd(both)) as other:
+            group = Group(other, "web")
+            fake.faults |= dict.fromkeys((1, 3, 5), Fault.REQUEST_LOST)
+            with pytest.raises(UnclearError):
+                group.change(taken_by(1))
+            assert group.unsure
+            assert len(fake.seen) == 6
+
+
+@pytest.mark.case(86)
+def test_a_key_that_was_deleted_and_made_anew_is_not_overwritten(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 1)
+    before = Group(etcd, "web").look()
+    rivals = iter([True])
+
+    def rival(_: int) -> None:
+        if next(rivals, False):
+            etcd.txn((), (Delete(KEY),))
+            rule(etcd, 1)
+            Group(etcd, "web").change(taken_by(2))
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        wait = Group(other, "web").change(taken_by(1), before)
+
+    assert wait
+    assert wait.reason is Reason.LOCK
+    assert holders(etcd) == {host(2)}
+
+
+def test_who_always_loses_says_so(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 5)
+
+    def rival(number: int) -> None:
+        if number:
+            Group(etcd, "web").change(same_again)
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        with pytest.raises(LostRacesError, match="lost 200 races for the reboot slots of web"):
+            Group(other, "web", chance=lambda: 0.0).change(taken_by(1))
+    assert holders(etcd) == set()
+
+
+@pytest.mark.case(88)
+def test_many_at_once_all_come_through_and_none_too_many(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 30)
+    waits: list[Wait | None] = []
+
+    def ask(number: int) -> None:
+        with etcd1.client(deadline=60.0) as mine:
+            waits.append(Group(mine, "web").change(taken_by(number)))
+
+    threads = [threading.Thread(target=ask, args=(it,)) for it in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [it is None for it in waits].count(True) == 30
+    assert len(holders(etcd)) == 30
+
+
+def test_what_a_newer_version_added_is_kept(etcd: Etcd) -> None:
+    rule(etcd, 1)
+    plain = json.loads(etcd.get(Get(KEY)).found[0].entries[0].value)
+    etcd.txn((), (Put(KEY, json.dumps(plain | {"colour": "blue"}).encode()),))
+
+    Group(etcd, "web").change(taken_by(1))
+
+    plain = json.loads(etcd.get(Get(KEY)).found[0].entries[0].value)
+    assert plain["colour"] == "blue"
+    assert host(1) in plain["holders"]
+
+
+# The queue ---------------------------------------------------------------------------------------
+
+
+def test_a_queue_keeps_the_order_in_which_hosts_came(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    group = Group(etcd, "web")
+    for number in (5, 3, 4, 3):
+        group.join(host(number), wish(number))
+    view = group.look()
+
+    assert [it.wish.name for it in view.queue] == ["web-5", "web-3", "web-4"]
+    assert view.waiting == 3
+    mine = view.mine(host(3))
+    assert mine
+    group.stay(mine.lease)
+    group.leave(mine)
+    group.leave(mine)
+    assert [it.wish.name for it in group.look().queue] == ["web-5", "web-4"]
+
+
+def test_a_place_is_told_and_behind_the_head_only_what_is_known(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    group = Group(etcd, "web")
+    for number in range(40):
+        group.host = host(number)
+        view = group.join(host(number), wish(number))
+        assert view.place() == (str(number + 1) if number < 32 else "above 32")
+        assert view.mine(host(number))
+    group.host = host(99)
+    assert group.look().place() is None
+
+
+def test_from_behind_the_head_nobody_overtakes_those_who_could_go(etcd: Etcd) -> None:
+    rule(etcd, 40)
+    for number in range(40):
+        Group(etcd, "web").join(host(number), wish(number))
+
+    for number, may in ((0, True), (31, True), (32, False), (39, False)):
+        view = Group(etcd, "web", host=host(number)).look()
+        assert view.in_turn(host(number), quiet=0) is may
+
+
+def test_from_behind_the_head_one_goes_when_nobody_in_it_may(etcd: Etcd) -> None:
+    rule(etcd, 40, apart=("rack",))
+    racks = [{"rack": "1"}] * 39 + [{"rack": "2"}]
+    group = Group(etcd, "web", host=host(39))
+    other = replace(wish(99), labels=racks[0])
+    full = replace(held(etcd), holders={host(99): other})
+    group.change(lambda _: Edit(semaphore=full))
+    for number, labels in enumerate(racks):
+        group.join(host(number), replace(wish(number), labels=labels))
+
+    view = group.look()
+    assert view.in_turn(host(39), quiet=0)
+    assert not view.in_turn(host(0), quiet=0)
+
+
+def test_whoever_changes_the_slots_calls_the_next_and_nobody_else(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    group = Group(etcd, "web")
+    for number in (1, 2, 3):
+        group.join(host(number), wish(number))
+    view = group.look()
+
+    rule(etcd, 2)
+
+    assert group.called(host(1), view.revision, 60)
+    assert group.called(host(2), view.revision, 60)
+    assert not group.called(host(3), view.revision, 0.2)
+
+
+def test_a_host_whose_call_led_to_nothing_is_called_again(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    group = Group(etcd, "web")
+    view = group.join(host(1), wish(1))
+    for _ in range(3):
+        rule(etcd, 1)
+        assert group.called(host(1), view.revision, 60)
+        rule(etcd, 0)
+        view = group.look()
+        assert not group.called(host(1), view.revision, 0.1)
+
+
+def test_a_queued_host_that_leaves_just_then_fails_no_change_for_ever(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 0)
+    view = Group(etcd, "web").join(host(1), wish(1))
+    mine = view.mine(host(1))
+    assert mine
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+
+        def before(number: int) -> None:
+            if number == 1:
+                Group(etcd, "web").leave(mine)
+
+        fake.before = before
+        rule(other, 5)
+    assert held(etcd).slots == 5
+
+
+def test_a_host_that_left_the_queue_is_woken(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    group = Group(etcd, "web")
+    view = group.join(host(1), wish(1))
+    mine = view.mine(host(1))
+    assert mine
+    group.leave(mine)
+
+    assert group.called(host(1), view.revision, 60)
+
+
+@pytest.mark.case(84)
+def test_a_call_that_was_compacted_away_is_a_call(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 0)
+    view = Group(etcd, "web").join(host(1), wish(1))
+    rule(etcd, 1)
+    etcd1.ctl("compact", str(Group(etcd, "web").look().revision))
+
+    assert Group(etcd, "web").called(host(1), view.revision, 60)
+
+
+@pytest.mark.case(78)
+def test_a_host_that_is_gone_leaves_the_queue_when_its_lease_ends(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    view = Group(etcd, "web").join(host(1), wish(1))
+    mine = view.mine(host(1))
+    assert mine
+    assert mine.lease > 0
+
+    etcd._call("/v3/lease/revoke", {"ID": str(mine.lease)}, again=True)
+
+    assert Group(etcd, "web").look().queue == ()
+    assert LEASE == 180
+
+
+@pytest.mark.case(87)
+def test_nonsense_in_the_queue_holds_up_nobody(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    for key in (host(7), "web-1", ""):
+        etcd.txn((), (Put(f"/update-agent/groups/web/waiting/{key}", b"nonsense"),))
+    view = Group(etcd, "web").join(host(1), wish(1))
+
+    assert [it.host for it in view.queue] == [host(1)]
+    rule(etcd, 1)
+    assert Group(etcd, "web").called(host(1), view.revision, 60)
+
+
+# Operators ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.case(78)
+def test_force_wants_a_holder_and_the_revision_that_was_looked_at(etcd: Etcd) -> None:
+    rule(etcd, 2)
+    group = Group(etcd, "web")
+    group.change(taken_by(1))
+    looked = group.look().changed
+    group.change(taken_by(2))
+
+    wait = force(group, host(1), looked)
+    assert wait
+    assert f"revision {looked} was looked at" in wait.sentence
+    nobody = force(group, host(9), group.look().changed)
+    assert nobody
+    assert "holds no reboot slot" in nobody.sentence
+    assert holders(etcd) == {host(1), host(2)}
+    assert force(group, host(1), group.look().changed) is None
+    assert holders(etcd) == {host(2)}
+
+
+def test_bad_releases_are_told_listed_and_forgiven(etcd: Etcd) -> None:
+    for number in (1, 2, 1):
+        tell_bad(etcd, "1.1.0", host(number), f"web-{number}")
+    tell_bad(etcd, "1.1.0-rc.1", host(3), "web-3")
+
+    assert bad_hosts(etcd, "1.1.0") == ["web-1", "web-2"]
+    assert bad_releases(etcd) == {"1.1.0": ["web-1", "web-2"], "1.1.0-rc.1": ["web-3"]}
+    forgive(etcd, "1.1.0")
+    assert bad_releases(etcd) == {"1.1.0-rc.1": ["web-3"]}
+
+
+@pytest.mark.case(76)
+@pytest.mark.parametrize("fault", [Fault.REQUEST_LOST, Fault.ANSWER_LOST])
+def test_a_bad_release_is_told_whatever_is_lost(fault: Fault, etcd: Etcd, etcd1: Cluster) -> None:
+    with gateway(etcd1.members[0].client) as fake:
+        fake.faults[0] = fault
+        both = replace(etcd1.access(), endpoints=(fake.url, fake.url))
+        with closing(Etcd(both)) as other:
+            tell_bad(other, "1.1.0", host(1), "web-1")
+    assert bad_hosts(etcd, "1.1.0") == ["web-1"]
+
+
+def test_strangers_below_the_prefix_of_bad_releases_are_taken_as_text(etcd: Etcd) -> None:
+    etcd.txn((), (Put("/update-agent/bad/x", b"\xff" * 1000), Put("/update-agent/bad//", b"")))
+
+    assert set(bad_releases(etcd)) == {"x", ""}
+
+
+def test_a_semaphore_of_nothing_but_slots_is_enough(etcd: Etcd) -> None:
+    etcd.txn((), (Put(KEY, b'{"slots":1}'),))
+
+    assert held(etcd) == Semaphore(slots=1)
+    assert Group(etcd, "web").change(taken_by(1)) is None
