@@ -5,26 +5,35 @@
     python -m tests.bench.lock writes       # HTTP+JSON and TLS, one member, many clients
     python -m tests.bench.lock recovery     # kill -9 under load, and start again
 
-Hosts are threads in some processes, each with its own connections, notebook and place in the queue,
-as on machines of their own; here they share the processors with etcd.
+The hosts stand in the queue of a frozen group, which then gets its slots. They are threads in some
+processes, each with its own connections and notebook, as on machines of their own; here they share
+the processors with etcd.
 """
 
 import argparse
+import asyncio
+import base64
+import contextlib
 import datetime as dt
+import json
 import multiprocessing
+import re
 import secrets
+import ssl
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tests.etcd import cluster, until
+from tests.etcd import Cluster, cluster, until
 from update_agent.core import semaphore
 from update_agent.core.version import Version
-from update_agent.host.etcd import Access, Etcd
+from update_agent.host.etcd import Access, Etcd, Get
 from update_agent.host.group import Edit, Group
 from update_agent.host.lock import Lock, Me, Notebook
 
@@ -71,10 +80,10 @@ def _host(access: Access, folder: Path, number: int, hold: float) -> Turn:
 
 def _in_process(
     numbers: range,
-    work: Callable[[int], Turn | int],
-    results: "multiprocessing.Queue[list[Turn | int]]",
+    work: Callable[[int], Turn],
+    results: "multiprocessing.Queue[list[Turn]]",
 ) -> None:
-    found: list[Turn | int] = []
+    found: list[Turn] = []
     threading.stack_size(256 * 1024)
     threads = [threading.Thread(target=lambda at=at: found.append(work(at))) for at in numbers]
     for thread in threads:
@@ -84,7 +93,7 @@ def _in_process(
     results.put(found)
 
 
-def spread(count: int, work: Callable[[int], Turn | int]) -> Callable[[], list[Turn | int]]:
+def spread(count: int, work: Callable[[int], Turn]) -> Callable[[], list[Turn]]:
     """Begin ``work`` for each number below ``count``, in threads of some processes.
 
     Returns what waits for them.
@@ -97,7 +106,7 @@ def spread(count: int, work: Callable[[int], Turn | int]) -> Callable[[], list[T
     for process in made:
         process.start()
 
-    def ended() -> list[Turn | int]:
+    def ended() -> list[Turn]:
         found = [it for _ in made for it in results.get()]
         for process in made:
             process.join()
@@ -125,8 +134,7 @@ def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = 
         work = spread(hosts, lambda at: _host(access, Path(folder), at, hold))
         with etcds.client() as etcd:
             _open(Group(etcd, "bench"), hosts, slots)
-        found = work()
-        turns = [it for it in found if isinstance(it, Turn)]
+        turns = work()
         _most_at_once(turns, slots)
     grants = sorted(it.granted for it in turns)
     took, ideal = grants[-1] - grants[0], hosts / slots * hold
@@ -152,18 +160,109 @@ def _most_at_once(turns: list[Turn], slots: int) -> None:
         assert away <= slots, f"{away} hosts at once"
 
 
-def main() -> None:
+# etcd by itself ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Connections that write one key after the other, each waiting for its answer."""
+
+    etcds: Cluster
+    until: float
+    acknowledged: set[str] = field(default_factory=set)
+
+    async def client(self, number: int) -> None:
+        member = urlsplit(self.etcds.members[0].client)
+        reader, writer = await asyncio.open_connection(
+            member.hostname, member.port, ssl=self._tls() if self.etcds.ca else None
+        )
+        count = 0
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while time.monotonic() < self.until:
+                key = f"/bench/{number}/{count}"
+                writer.write(_put(key))
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                assert length, head
+                await reader.readexactly(int(length[1]))
+                assert head.startswith(b"HTTP/1.1 200"), head
+                self.acknowledged.add(key)
+                count += 1
+        writer.close()
+
+    def _tls(self) -> ssl.SSLContext:
+        access = self.etcds.access()
+        context = ssl.create_default_context(cafile=access.ca)
+        context.load_cert_chain(str(access.cert), access.key)
+        return context
+
+    async def run(self, clients: int) -> None:
+        await asyncio.gather(*(self.client(it) for it in range(clients)))
+
+
+def _put(key: str) -> bytes:
+    body = json.dumps({
+        "key": base64.b64encode(key.encode()).decode(),
+        "value": base64.b64encode(b"x" * 100).decode(),
+    }).encode()  # fmt: skip
+    return b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def writes(seconds: float, clients: int = 64) -> None:
+    """Tell how many writes a second one member takes over HTTP+JSON, without TLS and with it."""
+    for tls in (False, True):
+        with cluster(1, tls=tls) as one:
+            load = Load(one, time.monotonic() + seconds)
+            asyncio.run(load.run(clients))
+            print(
+                f"writes: {len(load.acknowledged) / seconds:.0f}/s of 100 bytes over HTTP+JSON"
+                f"{' and TLS' * tls}, {clients} connections, one member"
+            )
+
+
+def recovery(seconds: float, clients: int = 64) -> int:
+    """Kill a member in the middle of writes, start it again, and look for what it acknowledged."""
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp") as folder,
+        cluster(1, folder=Path(folder)) as one,
+    ):
+        load = Load(one, time.monotonic() + 10 * seconds)
+        thread = threading.Thread(target=lambda: asyncio.run(load.run(clients)))
+        thread.start()
+        time.sleep(seconds)
+        one.members[0].kill()
+        thread.join()
+        began = time.monotonic()
+        one.start()
+        took = time.monotonic() - began
+        with one.client(deadline=30.0) as etcd:
+            lost = sum(not etcd.get(Get(it)).found[0].count for it in load.acknowledged)
+    print(
+        f"recovery: killed after {len(load.acknowledged)} acknowledged writes on disk, answers"
+        f" after {took:.1f} s, lost: {lost}"
+    )
+    return lost
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=("queue",))
+    parser.add_argument("part", nargs="?", choices=("queue", "writes", "recovery"))
     parser.add_argument("--hosts", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=10)
     parser.add_argument("--hold", type=float, default=0.1)
-    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--tls", action="store_true")
     wanted = parser.parse_args()
+    lost = 0
     if wanted.part in (None, "queue"):
         queue(wanted.hosts, wanted.slots, wanted.hold, members=wanted.members, tls=wanted.tls)
+    if wanted.part in (None, "writes"):
+        writes(wanted.seconds)
+    if wanted.part in (None, "recovery"):
+        lost = recovery(wanted.seconds)
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -253,7 +253,7 @@ def test_a_place_is_told_and_behind_the_head_only_what_is_known(etcd: Etcd) -> N
     for number in range(40):
         group.host = host(number)
         view = group.join(host(number), wish(number))
-        assert view.place() == (str(number + 1) if number < 32 else "above 32")
+        assert view.place() == (str(number + 1) if number < 16 else "above 16")
         assert view.mine(host(number))
     group.host = host(99)
     assert group.look().place() is None
@@ -264,7 +264,7 @@ def test_from_behind_the_head_nobody_overtakes_those_who_could_go(etcd: Etcd) ->
     for number in range(40):
         Group(etcd, "web").join(host(number), wish(number))
 
-    for number, may in ((0, True), (31, True), (32, False), (39, False)):
+    for number, may in ((0, True), (15, True), (16, False), (39, False)):
         view = Group(etcd, "web", host=host(number)).look()
         assert view.in_turn(host(number), quiet=0) is may
 

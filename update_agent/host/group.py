@@ -42,9 +42,9 @@ from update_agent.host.etcd import (
 PREFIX = "/update-agent/groups/"
 _RACES = 200
 """Attempts of one change against those of others."""
-_PAUSE = 0.004, 0.03
-"""Seconds after a lost race, at most: the first, and any."""
-_HEAD = 32
+_SPREAD = 16
+"""Times the duration of a swap over which those who lose races spread, at most."""
+_HEAD = 16
 """Hosts of the queue that are looked at, and may be called."""
 _UNCLEAR = 3
 """Unclear outcomes of one change after which it is given up."""
@@ -161,6 +161,7 @@ class Group:
                 return edited
             if edited.semaphore == view.semaphore and not edited.always:
                 return None
+            began = self._monotonic()
             try:
                 answer = self._swap(view, edited)
             except UnclearError:
@@ -174,7 +175,8 @@ class Group:
                 self.unsure = False
                 return None
             self.races += 1
-            time.sleep(self._chance() * min(_PAUSE[0] * 2**race, _PAUSE[1]))
+            took = self._monotonic() - began
+            time.sleep(self._chance() * took * min(2**race, _SPREAD))
             view = self._view(answer)
         raise LostRacesError(
             f"lost {_RACES} races for the reboot slots of {self.name}",
