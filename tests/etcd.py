@@ -26,12 +26,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from update_agent.host.etcd import Access, Etcd, EtcdError, Get
+from update_agent.host.etcd import Access, AuthError, Etcd, EtcdError, Get
 
 ENOUGH = 60.0
 """Seconds after which a test has hung."""
 
-_NETWORKS = itertools.count(os.getpid() % 200)
+_NETWORKS = itertools.count(os.getpid())
 
 
 def until(true: object, seconds: float = ENOUGH) -> None:
@@ -52,6 +52,16 @@ def free_ports(count: int) -> list[int]:
     for sock in socks:
         sock.close()
     return ports
+
+
+def _network() -> str:
+    """Return three numbers of an address that nobody here uses yet."""
+    known = subprocess.run(["ip", "-4", "addr"], check=True, capture_output=True, text=True).stdout
+    return next(
+        net
+        for it in _NETWORKS
+        if f" {(net := f'10.{64 + it // 250 % 60}.{it % 250}')}." not in known
+    )
 
 
 # Certificates ------------------------------------------------------------------------------------
@@ -224,6 +234,8 @@ class Cluster:
         with self.client(at, deadline=1.0) as etcd:
             try:
                 etcd.get(Get("/"))
+            except AuthError:
+                return True
             except EtcdError:
                 return False
             return True
@@ -315,7 +327,7 @@ def cluster(
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108
     with tempfile.TemporaryDirectory(dir=shared) as temporary:
         home = folder or Path(temporary)
-        net = f"10.77.{next(_NETWORKS) % 250}" if namespaces else None
+        net = _network() if namespaces else None
         bridge = f"ua{secrets.token_hex(4)}"
         made = _cluster(home, count, net, bridge, tls=tls, more=more)
         try:

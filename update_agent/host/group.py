@@ -31,6 +31,7 @@ from update_agent.host.etcd import (
     Entry,
     Etcd,
     EtcdError,
+    Found,
     Get,
     Operation,
     Put,
@@ -144,16 +145,23 @@ class Group:
         self._queue = f"{PREFIX}{name}/waiting/"
         self._first_seen: dict[str, float] = {}
 
-    def look(self) -> View:
-        """Return the group as it stands. Raises EtcdError."""
-        return self._view(self._etcd.txn((), self._reads()))
+    def look(self, *, queue: bool = True) -> View:
+        """Return the group as it stands, and the head of its queue. Raises EtcdError."""
+        return self._view(self._etcd.txn((), self._reads(queue=queue)))
 
-    def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
+    def change(
+        self,
+        edit: Callable[[View], Edit | Wait],
+        view: View | None = None,
+        *,
+        queue: bool = True,
+    ) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
 
-        After an error it is not known whether the change was made, or still will be.
+        Without ``queue`` it is neither read nor called: for what frees no slot. After an error it
+        is not known whether the change was made, or still will be.
         """
-        view = view or self.look()
+        view = view or self.look(queue=queue)
         unclear = 0
         for race in range(_RACES):
             edited = edit(view)
@@ -163,13 +171,13 @@ class Group:
                 return None
             began = self._monotonic()
             try:
-                answer = self._swap(view, edited)
+                answer = self._swap(view, edited, queue=queue)
             except UnclearError:
                 self.unsure = True
                 unclear += 1
                 if unclear == _UNCLEAR:
                     raise
-                view = self.look()
+                view = self.look(queue=queue)
                 continue
             if answer.succeeded:
                 self.unsure = False
@@ -222,27 +230,32 @@ class Group:
 
     # Within
 
-    def _reads(self) -> tuple[Get, ...]:
+    def _reads(self, *, queue: bool = True) -> tuple[Get, ...]:
+        if not queue:
+            return (Get(self._key),)
         head = Get(self._queue, prefix=True, limit=_HEAD)
         own = (Get(self._queue + self.host),) if self.host else ()
         return (Get(self._key), head, *own)
 
-    def _swap(self, view: View, edit: Edit) -> Answer:
+    def _swap(self, view: View, edit: Edit, *, queue: bool = True) -> Answer:
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         writes: list[Operation] = [Put(self._key, semaphore.encode(edit.semaphore))]
         leaves = edit.leaves
-        queue = (it for it in _understood(view.head) if not leaves or it.host != leaves.host)
-        turn = semaphore.in_turn(edit.semaphore, queue, quiet=self.quiet(edit.semaphore))
+        others = (it for it in _understood(view.head) if not leaves or it.host != leaves.host)
+        turn = semaphore.in_turn(edit.semaphore, others, quiet=self.quiet(edit.semaphore))
         for it in turn:
             compares.append(Created(self._queue + it.host, it.created))
             writes.append(Touch(self._queue + it.host))
         if leaves:
             writes.append(Delete(self._queue + leaves.host))
         self.writes += 1
-        return self._etcd.txn(compares, (*writes, *self._reads()), self._reads())
+        reads = self._reads(queue=queue)
+        return self._etcd.txn(compares, (*writes, *reads), reads)
 
     def _view(self, answer: Answer) -> View:
-        slots, head, *own = answer.found
+        slots, *queue = answer.found
+        head = queue[0] if queue else Found()
+        own = queue[1:]
         found, broken = None, None
         if slots.entry:
             try:

@@ -177,7 +177,7 @@ class Lock:
                 edited = semaphore.confirm(_slots(view), self._me.host, wish, now)
                 return edited if isinstance(edited, Wait) else Edit(semaphore=edited, always=True)
 
-            return self._group.change(edit)
+            return self._group.change(edit, queue=False)
 
     def release(self) -> None:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
