@@ -75,7 +75,7 @@ def test_the_judge_finds(history: list[Semaphore], says: str) -> None:
 @pytest.mark.case(76, 78, 81, 88)
 @pytest.mark.filterwarnings(
     # Python's SSLSocket is left to the collector when its peer resets between connect and handshake
-    "ignore:.*unclosed <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in.*ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
 )
 def test_sixty_hosts_over_members_that_fail_break_no_promise(
     figure: Callable[[str], None],
