@@ -117,6 +117,8 @@ class Run:
     counts: Counter[str] = field(default_factory=Counter)
     released: set[str] = field(default_factory=set)
     forced: set[str] = field(default_factory=set)
+    named: set[str] = field(default_factory=set)
+    """Nonces of hosts that operators tried to force, with success or not."""
     away: dict[str, str] = field(default_factory=dict)
     """Nonces of hosts that were let through to reboot, and are not back."""
     most_away: int = 0
@@ -136,7 +138,7 @@ class Run:
         nonce = str(host.lock._book.note.nonce)
         with self.lock:
             self.away[nonce] = host.id
-            here = [it for it in self.away if it not in self.forced]
+            here = [it for it in self.away if it not in self.named]
             self.most_away = max(self.most_away, len(here))
 
     def returns(self, host: Host) -> None:
@@ -193,7 +195,7 @@ def _step(run: Run, host: Host, what: str, *, holds: bool) -> bool:
 def operate(run: Run, random: Random) -> None:
     """Be operators: change the rules, and force out whom they looked at."""
     with run.cluster.client(deadline=2.0) as etcd:
-        while not run.ended.wait(random.uniform(0.1, 0.5)):
+        while not run.ended.wait(random.uniform(0.05, 0.2)):
             with contextlib.suppress(EtcdError):
                 if random.random() < 0.5:
                     rule(
@@ -206,9 +208,20 @@ def operate(run: Run, random: Random) -> None:
                 view = Group(etcd, GROUP).look()
                 if view.semaphore and view.semaphore.holders:
                     host = random.choice(sorted(view.semaphore.holders))
-                    with run.lock:
-                        run.forced.add(view.semaphore.holders[host].nonce)
-                    run.counts["forced"] += force(Group(etcd, GROUP), host, view.changed) is None
+                    _force(run, etcd, host, view.semaphore.holders[host].nonce, view.changed)
+
+
+def _force(run: Run, etcd: Etcd, host: str, nonce: str, revision: int) -> None:
+    """Force a host out. Only what was refused for certain cannot have removed it."""
+    with run.lock:
+        run.named.add(nonce)
+    refused = False
+    try:
+        refused = force(Group(etcd, GROUP), host, revision) is not None
+    finally:
+        run.counts["force refused" if refused else "forced"] += 1
+        if not refused:
+            run.forced.add(nonce)
 
 
 def disturb(run: Run, random: Random) -> None:
@@ -320,7 +333,8 @@ def figures(run: Run, wrong: Sequence[str], seconds: float) -> str:
         f"lock: {counts['operations']} operations of 60 hosts in {seconds:.0f} s (seed {run.seed}):"
         f" {counts['grants']} granted, {counts['confirmed']} confirmed,"
         f" at most {run.most_away} away,"
-        f" {counts['forced']} forced, {counts['restart'] + counts['reboot']} crashes;"
+        f" {counts['forced']} forced, {counts['force refused']} times too late for it,"
+        f" {counts['restart'] + counts['reboot']} crashes;"
         f" {sum(faults.values())} faults {faults}; {counts['unclear']} unclear outcomes,"
         f" {counts['unreachable']} times no answer; {counts['values']} values judged,"
         f" violations: {len(wrong)}"
