@@ -74,7 +74,8 @@ def new_machine(workshop: Workshop, key: Key) -> Iterator[NewMachine]:
 
     def make(disk: Path, name: str = "host", **more: Any) -> Machine:  # noqa: ANN401  passed on
         folder = Path(tempfile.mkdtemp(dir=workshop.folder, prefix=f"{name}-"))
-        machine = Machine(disk=disk, folder=folder, key=key, name=name, cpus=_CPUS, **more)
+        words = {"cpus": _CPUS, **more}
+        machine = Machine(disk=disk, folder=folder, key=key, name=name, **words)
         made.append(machine)
         _running.append(machine)
         return machine

@@ -38,6 +38,9 @@ HOST = "10.0.2.2"
 _PATIENCE = 30.0
 """Seconds that QEMU may take to begin."""
 
+_SHORT = 200
+"""Bytes of a setting that goes into SMBIOS."""
+
 _ESCAPE = re.compile(r"\x1b[\[\]()][0-9;?]*[A-Za-z]?|[\r\x00]")
 
 
@@ -127,6 +130,8 @@ class Machine:
     """Settings by their name (``hostname``); the ssh key is added."""
     throttle: Throttle = field(default_factory=Throttle)
     network: Network | None = None
+    forwards: Mapping[int, int] = field(default_factory=dict)
+    """Ports of the loopback that lead to ports of the machine."""
     lines: list[Line] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -262,18 +267,29 @@ class Machine:
             "-drive", f"if=pflash,unit=1,format=qcow2,file={self._variables}",
             "-drive", f"if=none,id=disk,format=qcow2,file={self.layer}{self.throttle.options()}",
             "-device", "virtio-blk-pci,drive=disk,bootindex=1",  # and firmware tries no network
-            "-netdev", f"user,id=outside,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
+            "-netdev", "user,id=outside" + "".join(
+                f",hostfwd=tcp:127.0.0.1:{ours}-:{its}"
+                for ours, its in ({self.ssh_port: 22} | dict(self.forwards)).items()
+            ),
             "-device", f"virtio-net-pci,netdev=outside,mac=52:54:00:78:00:{self.number:02x}",
             *(self.network.options(self.number) if self.network else []),
-            *self._smbios(),
+            *self._credentials(),
         ]  # fmt: skip
 
-    def _smbios(self) -> Iterator[str]:
+    def _credentials(self) -> Iterator[str]:
+        """Yield how QEMU is told the settings: of SMBIOS strings, systemd reads one page in all."""
         given = {"ssh-keys": self.key.public, "hostname": self.name} | dict(self.credentials)
         for name, value in given.items():
-            content = b64encode(value.encode() if isinstance(value, str) else value).decode()
-            yield "-smbios"
-            yield f"type=11,value=io.systemd.credential.binary:update-agent.{name}={content}"
+            data = value.encode() if isinstance(value, str) else value
+            if len(data) <= _SHORT:
+                content = b64encode(data).decode()
+                yield "-smbios"
+                yield f"type=11,value=io.systemd.credential.binary:update-agent.{name}={content}"
+            else:
+                path = self.folder / f"credential.{name}"
+                path.write_bytes(data)
+                yield "-fw_cfg"
+                yield f"name=opt/io.systemd.credentials/update-agent.{name},file={path}"
 
     @property
     def _variables(self) -> Path:
@@ -301,6 +317,10 @@ class Machine:
                 if left <= 0 or self._over:
                     raise self._error(f"{self.name} did not say {pattern!r} in {timeout:.0f} s")
                 self._news.wait(left)
+
+    def at(self, seconds: float) -> float:
+        """Return the time.monotonic() of what came ``seconds`` after power-on."""
+        return self._began + seconds
 
     def said_at(self, pattern: str, since: float = 0.0) -> float:
         """Return when the console said ``pattern`` first, in seconds since power-on."""

@@ -73,6 +73,13 @@ class Fakes:
     """An installation waits here, until cancelled."""
     installing: threading.Event = field(default_factory=threading.Event)
     hurried: bool = False
+    lockless: bool = False
+    bad: dict[Version, Wait] = field(default_factory=dict)
+    answer_after: threading.Event | None = None
+    """The repository does not answer before it is set."""
+    was_asked: threading.Event = field(default_factory=threading.Event)
+    calls: list[bool] = field(default_factory=list)
+    """What comes of listening, in turn."""
     seen: tuple[SlotView, ...] = (A, B)
 
     def do(self, what: str) -> None:
@@ -81,14 +88,19 @@ class Fakes:
             raise self.trouble[what]
 
     # Releases
-    def ask(self, *words: object, hurry: bool = False) -> Offer | Wait | None:
+    def ask(
+        self, *words: object, hurry: bool = False, without_lock: bool = False
+    ) -> Offer | Wait | None:
         if isinstance(words[0], Host):
             self.asked_for.append(words[0])
+            self.was_asked.set()
+            if self.answer_after:
+                self.answer_after.wait()
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             if isinstance(answer, UpdateAgentError):
                 raise answer
             return answer
-        self.hurried = hurry
+        self.hurried, self.lockless = hurry, without_lock
         self.do("ask to reboot")
         return self.permission
 
@@ -132,8 +144,21 @@ class Fakes:
     def give_back(self) -> None:
         self.do("give back")
 
-    def reboot(self) -> None:
-        self.do("reboot")
+    def called(self, seconds: float) -> bool:
+        del seconds
+        return self.calls.pop(0) if self.calls else False
+
+    def known_bad(self, version: Version) -> Wait | None:
+        if "known bad" in self.trouble:
+            raise self.trouble["known bad"]
+        return self.bad.get(version)
+
+    def rolled_back(self, version: Version) -> None:
+        self.do(f"tell of {version}")
+
+    def reboot(self, attempt: Attempt | None, *, without_lock: bool) -> None:
+        del attempt
+        self.do("reboot without lock" if without_lock else "reboot")
 
     # Store
     def load(self, now: datetime) -> Record:

@@ -1,10 +1,11 @@
 """update-agentd as a process of its own, with a writer and a repository that do as they are told.
 
-python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT]
+python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT|OFFER IN-TURN]
 """
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,17 @@ from update_agent.agent.repository import Repository
 from update_agent.agent.store import FileStore
 from update_agent.core.reason import Reason
 from update_agent.core.release import Host
-from update_agent.core.settings import Reports
+from update_agent.core.settings import Cluster, Reboot, Reports, Strategy
 from update_agent.errors import UpdateAgentError
 from update_agent.host import login
 from update_agent.host.offer import Offer
+
+IN_TURN = replace(
+    IMMEDIATE,
+    reboot=Reboot(strategy=Strategy.LOCK),
+    cluster=Cluster(endpoints=("http://127.0.0.1:9",)),
+)
+"""Hosts reboot in turn, and etcd is not there."""
 
 
 class Slots(Fakes):
@@ -33,7 +41,7 @@ class Slots(Fakes):
 def ask(repository: Repository, host: Host) -> Offer:
     del repository, host
     match sys.argv[2:]:
-        case ["OFFER"]:
+        case ["OFFER", *_]:
             return OFFER
         case ["HANG"]:
             print("hanging", flush=True)
@@ -43,17 +51,24 @@ def ask(repository: Repository, host: Host) -> Offer:
     return waiting(Reason.UP_TO_DATE)
 
 
+def reboots_at_once(limit: float, last_word: Callable[[], None]) -> None:
+    """Be the root of a host that needs no draining."""
+    del limit
+    last_word()
+    login.reboot("now")
+
+
 def run(folder: Path) -> int:
     main.log_to_stderr()
     Repository.ask = ask  # type: ignore[assignment,method-assign]
     main.LocalReboots = partial(  # type: ignore[assignment,attr-defined]
-        LocalReboots, carry_out=lambda _: login.reboot("now")
+        LocalReboots, carry_out=reboots_at_once
     )
     folder.mkdir(exist_ok=True)
     reports = Reports(textfile=str(folder / "update-agent.prom"))
     parts = main.Parts(
-        host=HOST, settings=replace(IMMEDIATE, reports=reports), store=FileStore(folder),
-        slots=Slots(), group=GROUP_ID, folder=folder, patience=0.1,
+        host=HOST, settings=replace(IN_TURN if sys.argv[3:] else IMMEDIATE, reports=reports),
+        store=FileStore(folder), slots=Slots(), group=GROUP_ID, folder=folder, patience=0.1,
     )  # fmt: skip
     try:
         with parts.store.locked():

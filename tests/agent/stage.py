@@ -14,6 +14,7 @@ from tests.agent.fakes import HOST, IMMEDIATE, Fakes, Timer
 from tests.bus import GROUP_ID, Bus
 from update_agent.agent.bus import Service
 from update_agent.agent.daemon import Daemon, World
+from update_agent.agent.ports import Reboots
 from update_agent.core.lifecycle import State
 from update_agent.core.settings import Settings
 
@@ -49,14 +50,16 @@ class Stage:
 
 
 @contextmanager
-def on_stage(bus: Bus, fakes: Fakes, settings: Settings = IMMEDIATE) -> Iterator[Stage]:
-    """Play a daemon on ``bus``."""
+def on_stage(
+    bus: Bus, fakes: Fakes, settings: Settings = IMMEDIATE, reboots: Reboots | None = None
+) -> Iterator[Stage]:
+    """Play a daemon on ``bus``, with real ``reboots`` if there are any."""
     ready: Future[tuple[Stage, asyncio.Event]] = Future()
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            asyncio.run(_play(bus, fakes, settings, ready))
+            asyncio.run(_play(bus, fakes, settings, ready, reboots))
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
             if not ready.done():
@@ -77,8 +80,9 @@ def on_stage(bus: Bus, fakes: Fakes, settings: Settings = IMMEDIATE) -> Iterator
 
 
 async def _play(
-    bus: Bus, fakes: Fakes, settings: Settings, ready: "Future[tuple[Stage, asyncio.Event]]"
-) -> None:
+    bus: Bus, fakes: Fakes, settings: Settings, ready: "Future[tuple[Stage, asyncio.Event]]",
+    reboots: Reboots | None,
+) -> None:  # fmt: skip
     loop, ended, changed = asyncio.get_running_loop(), asyncio.Event(), threading.Condition()
     errors: list[object] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
@@ -90,13 +94,15 @@ async def _play(
         with changed:
             changed.notify_all()
 
-    daemon = Daemon(HOST, settings, world(fakes, tell))
+    daemon = Daemon(HOST, settings, world(fakes, tell, reboots))
     service = Service(daemon, group=GROUP_ID, address=bus.address, delays=(0.01,))
     told.append(service.tell)
     serving = loop.create_task(service.serve())
     try:
         await service.on_bus.wait()
         await daemon.start()
+        await asyncio.gather(*daemon._tasks)
+        fakes.did.clear()
         ready.set_result((Stage(fakes, daemon, service, loop, errors, changed), ended))
         await ended.wait()
         assert errors == []
@@ -106,7 +112,7 @@ async def _play(
         await asyncio.gather(serving, return_exceptions=True)
 
 
-def world(fakes: Fakes, tell: Callable[[Daemon], None]) -> World:
+def world(fakes: Fakes, tell: Callable[[Daemon], None], reboots: Reboots | None = None) -> World:
     ids = iter(f"{number:032x}" for number in range(16**31, 16**31 + 99))
 
     def later(seconds: float, call: Callable[[], None]) -> Timer:
@@ -114,7 +120,7 @@ def world(fakes: Fakes, tell: Callable[[Daemon], None]) -> World:
         return fakes.timers[-1]
 
     return World(
-        releases=fakes, slots=fakes, reboots=fakes, store=fakes,  # type: ignore[arg-type]
+        releases=fakes, slots=fakes, reboots=reboots or fakes, store=fakes,  # type: ignore[arg-type]
         now=lambda: fakes.now, chance=lambda: 0.5, new_id=lambda: next(ids),
         tell=tell, later=later,
     )  # fmt: skip

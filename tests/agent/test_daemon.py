@@ -24,11 +24,12 @@ from tests.agent.fakes import (
     play,
     waiting,
 )
+from update_agent.agent.ports import NotPermittedError
 from update_agent.core import record
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Outcome
-from update_agent.core.settings import Settings
+from update_agent.core.settings import Cluster, Reboot, Settings, Strategy
 from update_agent.core.trust import ExpiredError, UntrustedError
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host.bus import NotNowError
@@ -44,7 +45,7 @@ def test_a_release_is_found_installed_and_booted() -> None:
 
     assert case.state is State.REBOOTING
     assert fakes.did == [
-        "install 1.1.0 for 1000", "installed", "ask to reboot", "arm", "reboot",
+        "give back", "install 1.1.0 for 1000", "installed", "ask to reboot", "arm", "reboot",
     ]  # fmt: skip
     attempt = case.daemon.record.attempt
     assert attempt
@@ -97,7 +98,8 @@ def test_a_release_that_fell_back_is_not_tried_again_until_forced() -> None:
     assert case.daemon.record.failed == (V("1.1.0"),)
     assert case.daemon.record.history[0].outcome is Outcome.FELL_BACK
     assert fakes.asked_for[-1].failed == {V("1.1.0")}
-    assert fakes.did.index("give back") > fakes.did.index("reboot")
+    told = fakes.did[fakes.did.index("reboot") + 1 :]
+    assert told == ["tell of 1.1.0", "give back"]
 
 
 def test_where_a_person_reboots_the_slot_is_armed_and_the_reason_shown() -> None:
@@ -496,3 +498,99 @@ def test_what_makes_no_sense_now_is_refused_by_name(verb: str) -> None:
             await getattr(case.daemon, verb)()
 
     play(story, Fakes(answers=[waiting(Reason.UP_TO_DATE)]))
+
+
+# The cluster -------------------------------------------------------------------------------------
+
+IN_TURN = Settings(
+    update=FOLLOWS,
+    reboot=Reboot(strategy=Strategy.LOCK),
+    cluster=Cluster(endpoints=("http://etcd.example",)),
+)
+HELD = Wait(reason=Reason.LOCK, sentence="the reboot slot is held by web-1", ends="it comes back")
+BAD = Wait(reason=Reason.BAD_RELEASE, sentence="1.1.0 rolled back on web-1", ends="a newer one")
+
+
+def test_a_release_that_is_bad_elsewhere_is_not_installed() -> None:
+    fakes = Fakes(answers=[OFFER], bad={V("1.1.0"): BAD})
+
+    case = play(check, fakes, IN_TURN)
+
+    assert (case.state, case.daemon.record.wait) == (State.WAITING, BAD)
+    assert fakes.did == ["give back"]
+
+
+def test_what_nobody_can_be_asked_about_is_installed_and_not_booted() -> None:
+    gone = NotPermittedError(replace(HELD, reason=Reason.LOCK_UNREACHABLE))
+    fakes = Fakes(answers=[OFFER], trouble={"known bad": gone})
+
+    case = play(check, fakes, IN_TURN)
+
+    assert (case.state, case.daemon.record.wait) == (State.WAITING_TO_REBOOT, gone.wait)
+    assert "installed" in fakes.did
+    assert "arm" not in fakes.did
+
+
+def test_whoever_is_called_asks_again_at_once() -> None:
+    fakes = Fakes(answers=[OFFER], permission=HELD, calls=[True, True, False])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert fakes.timer
+
+    case = play(story, fakes, IN_TURN)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert fakes.did.count("ask to reboot") == 3
+
+
+def test_a_reboot_past_the_lock_is_that_once() -> None:
+    fakes = Fakes(answers=[OFFER], permission=HELD, trouble={"reboot without lock": BLOCKED})
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.daemon.reboot(without_lock=True)
+        await case.settle()
+        assert case.state is State.WAITING_TO_REBOOT
+        fakes.permission = None
+        await case.daemon.reboot()
+
+    play(story, fakes, IN_TURN)
+
+    assert fakes.did[-1] == "reboot"
+    assert fakes.did.count("reboot without lock") == 1
+    assert not fakes.lockless
+
+
+BLOCKED = HostError("blocked by backup")
+
+
+def test_force_past_the_lock_asks_nobody_on_the_whole_way() -> None:
+    fakes = Fakes(answers=[OFFER], bad={V("1.1.0"): BAD})
+
+    async def story(case: Case) -> None:
+        await case.daemon.install(force=True, without_lock=True)
+
+    play(story, fakes, IN_TURN)
+
+    assert fakes.did[-1] == "reboot without lock"
+    assert fakes.lockless
+    assert fakes.hurried
+
+
+def test_it_ends_though_somebody_does_not_answer_and_asks_again_when_it_begins() -> None:
+    never = threading.Event()
+    fakes = Fakes(answers=[OFFER])
+    fakes.answer_after = never
+
+    async def story(case: Case) -> None:
+        await case.daemon.check()
+        await asyncio.to_thread(fakes.was_asked.wait, 60)
+        await case.daemon.stop()
+
+    case = play(story, fakes, IN_TURN)
+    never.set()
+    assert case.state is State.CHECKING
+
+    fakes.answer_after = None
+    assert play(nothing, fakes, IN_TURN).state is State.REBOOTING

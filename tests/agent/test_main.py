@@ -149,6 +149,22 @@ def test_it_ends_when_it_is_told_though_a_server_keeps_it_waiting(
     assert process.ends()[0] == 0
 
 
+def test_a_host_that_reboots_in_turn_waits_for_etcd_and_ends_when_it_is_told(
+    begin: Callable[..., Process], bus: Bus
+) -> None:
+    process = begin("OFFER", "IN-TURN")
+    process.hears("READY=1")
+
+    with on_bus(bus.address):
+        asyncio.run(ask("Install"))
+        found = asyncio.run(until("waiting-to-reboot"))
+    process.popen.send_signal(signal.SIGTERM)
+
+    assert found["Reason"] == "lock-unreachable"
+    assert "http://127.0.0.1:9 cannot be reached" in found["ReasonText"]
+    assert process.ends()[0] == 0
+
+
 @pytest.mark.case(49)
 def test_a_second_one_says_that_there_is_a_first(
     begin: Callable[..., Process], tmp_path: Path

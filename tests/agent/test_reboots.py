@@ -42,7 +42,7 @@ def logind(bus: Bus) -> Iterator[Logind]:
 def test_a_host_that_nobody_minds_reboots_in_the_time_that_is_set(logind: Logind) -> None:
     del logind
     limits: list[float] = []
-    reboots = LocalReboots(IMMEDIATE, carry_out=limits.append)
+    reboots = LocalReboots(IMMEDIATE, carry_out=lambda limit, _: limits.append(limit))
 
     assert reboots.ask(MONDAY, None, hurry=False) is None
     reboots.reboot()
@@ -72,7 +72,7 @@ def test_an_open_window_and_a_hurry_let_it_go() -> None:
 def test_who_blocks_a_shutdown_is_respected_and_named(hurry: bool, logind: Logind) -> None:  # noqa: FBT001
     logind.inhibitors = [LATER, BACKUP, LID]
     limits: list[float] = []
-    reboots = LocalReboots(IMMEDIATE, carry_out=limits.append)
+    reboots = LocalReboots(IMMEDIATE, carry_out=lambda limit, _: limits.append(limit))
 
     wait = reboots.ask(MONDAY, None, hurry=hurry)
 
@@ -150,7 +150,7 @@ def test_a_host_is_drained_in_order_those_logged_in_are_told_and_it_reboots(
         put(systemd.folder, name, f"echo {name} >> {log}")
     thread = systemd.accept_one()
 
-    reboot.by_root(30, systemd.path)
+    reboot.by_root(30, address=systemd.path)
 
     thread.join()
     assert log.read_text().split() == (["10-first", "20-second"] if names else [])
@@ -167,7 +167,7 @@ def test_who_blocks_a_shutdown_while_the_host_is_drained_is_respected(
     thread = systemd.accept_one()
 
     with pytest.raises(HostError, match="blocked by backup: nightly dump"):
-        reboot.by_root(30, systemd.path)
+        reboot.by_root(30, address=systemd.path)
 
     thread.join()
     assert logind.said == []
@@ -178,7 +178,7 @@ def test_a_reboot_that_logind_refuses_is_an_error(systemd: Systemd, logind: Logi
     thread = systemd.accept_one()
 
     with pytest.raises(HostError, match="Permission denied"):
-        reboot.by_root(30, systemd.path)
+        reboot.by_root(30, address=systemd.path)
 
     thread.join()
 
@@ -191,7 +191,7 @@ def test_a_program_that_fails_holds_the_reboot_back_with_what_it_said(
     thread = systemd.accept_one()
 
     with pytest.raises(HostError, match=r"10-containers failed \(3\): web-1 does not stop"):
-        reboot.by_root(30, systemd.path)
+        reboot.by_root(30, address=systemd.path)
 
     thread.join()
     assert not (tmp_path / "never").exists()
@@ -200,7 +200,7 @@ def test_a_program_that_fails_holds_the_reboot_back_with_what_it_said(
 
 def test_a_host_where_nobody_listens_is_not_rebooted(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"cannot have this host rebooted: .*: No such file"):
-        reboot.by_root(30, tmp_path / "nobody.sock")
+        reboot.by_root(30, address=tmp_path / "nobody.sock")
 
 
 def test_all_programs_together_have_one_limit(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_what_is_not_executable_is_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"60", b"0\n", b"-1\n", b"1e9\n", b"999999\n", b"60\n;reboot\n", b"nan\n"]
+    "line", [b"", b"60", b"0\n", b"-1\n", b"1e9\n", b"999999\n", b"60;reboot\n", b"nan\n"]
 )
 def test_it_takes_nothing_but_a_time(
     line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,6 +254,42 @@ def test_a_program_that_ends_without_an_answer_holds_the_reboot_back(said: bytes
             reboot.ask(ours, 5)
         ours.close()
         thread.join()
+
+
+@pytest.mark.parametrize("word", [b"", b"no\n", b"reboot", b"reboot now\n", b"r" * 99])
+def test_without_the_daemon_s_last_word_a_drained_host_is_not_rebooted(
+    word: bytes, systemd: Systemd, logind: Logind
+) -> None:
+    thread = systemd.accept_one()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(systemd.path))
+        connection.sendall(b"60\n")
+        assert json.loads(connection.recv(1000)) == {"ran": [], "error": None, "hint": None}
+        connection.sendall(word)
+        connection.shutdown(socket.SHUT_WR)
+        answer = json.loads(connection.recv(1000))
+    thread.join()
+
+    assert answer["error"] == "update-agentd does not want the reboot any more"
+    assert logind.said == []
+
+
+@pytest.mark.case(90)
+def test_a_daemon_that_is_forbidden_the_reboot_meanwhile_says_so_when_the_host_is_drained(
+    systemd: Systemd, logind: Logind, tmp_path: Path
+) -> None:
+    drained = put(systemd.folder, "10-drain", f"touch {tmp_path / 'drained'}")
+    thread = systemd.accept_one()
+
+    def forbidden() -> None:
+        assert (tmp_path / "drained").exists(), f"{drained} has not run"
+        raise HostError("the reboot slot was taken")
+
+    with pytest.raises(HostError, match="the reboot slot was taken"):
+        reboot.by_root(30, forbidden, systemd.path)
+
+    thread.join()
+    assert logind.said == []
 
 
 def _say(connection: socket.socket, said: bytes) -> None:

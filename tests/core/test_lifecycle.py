@@ -141,7 +141,7 @@ def test_an_attempt_that_begins_ends_once_on_every_way() -> None:
     open_states = {State.INSTALLING, *UNDER_WAY}
     for (state, event), taken in TABLE.items():
         if state in open_states and taken.state not in open_states:
-            asks_again = taken.effects == (Effect.ASK,)
+            asks_again = Effect.ASK in taken.effects
             assert Effect.END in taken.effects or asks_again, (state, event)
         else:
             assert Effect.END not in taken.effects, (state, event)
@@ -152,6 +152,19 @@ def test_a_failed_release_is_avoided_before_its_attempt_ends() -> None:
         if Effect.AVOID in taken.effects:
             assert taken.state is State.FAILED
             assert taken.effects.index(Effect.AVOID) < taken.effects.index(Effect.END)
+
+
+def test_whoever_ended_before_it_gave_back_does_so_when_it_begins_anew() -> None:
+    for state in set(State) - {*UNDER_WAY}:
+        assert step(state, Event.RESTARTED).effects[0] is Effect.GIVE_BACK
+
+
+def test_others_are_told_of_a_release_that_rolled_back_before_a_reboot_slot_is_free() -> None:
+    falls = [taken.effects for (_, event), taken in TABLE.items() if event is Event.FELL_BACK]
+
+    assert falls
+    for effects in falls:
+        assert effects.index(Effect.WARN) < effects.index(Effect.GIVE_BACK)
 
 
 # Waking up ---------------------------------------------------------------------------------------

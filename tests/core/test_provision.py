@@ -48,7 +48,63 @@ def test_nothing_given_is_nothing_to_write() -> None:
 
 def test_all_settings_are_known_to_one_table() -> None:
     names = {"hostname", "ssh-keys", "server", "channel", "root", "settings", "etcd"}
-    assert set(provision.SETTINGS) == names
+    assert set(provision.SETTINGS) == names | {"etcd-ca", "etcd-cert", "etcd-key"}
+
+
+CERT = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
+PRIVATE = "-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n-----END EC PRIVATE KEY-----"
+TLS = {"etcd-ca": CERT.encode(), "etcd-cert": CERT.encode(), "etcd-key": PRIVATE.encode()}
+
+
+def test_certificates_are_for_etcd_and_for_the_daemon_each_with_a_key_of_its_own() -> None:
+    plan = provision.plan(TLS | {"etcd": b"ETCD_NAME=one\nETCD_PEER_CLIENT_CERT_AUTH=false"})
+
+    assert plan.refused == ()
+    files = {file.path: file for file in plan.files}
+    keys = {path: (it.mode, it.group) for path, it in files.items() if "key" in path}
+    assert keys == {
+        "/etc/etcd/key.pem": (0o640, "etcd"),
+        "/etc/update-agent/etcd-key.pem": (0o640, "update-agent"),
+    }
+    assert {files[path].content for path in keys} == {f"{PRIVATE}\n"}
+    assert files["/etc/etcd/cert.pem"] == File(path="/etc/etcd/cert.pem", content=f"{CERT}\n")
+    assert files["/etc/update-agent/50-provided.toml"].content == (
+        '[cluster]\nca = "/etc/etcd/ca.pem"\ncert = "/etc/etcd/cert.pem"\n'
+        'key = "/etc/update-agent/etcd-key.pem"\n'
+    )
+    assert files["/etc/default/etcd"].content.splitlines() == [
+        "ETCD_NAME=one",
+        "ETCD_PEER_CLIENT_CERT_AUTH=false",
+        "ETCD_TRUSTED_CA_FILE=/etc/etcd/ca.pem",
+        "ETCD_CLIENT_CERT_AUTH=true",
+        "ETCD_PEER_TRUSTED_CA_FILE=/etc/etcd/ca.pem",
+        "ETCD_CERT_FILE=/etc/etcd/cert.pem",
+        "ETCD_PEER_CERT_FILE=/etc/etcd/cert.pem",
+        "ETCD_KEY_FILE=/etc/etcd/key.pem",
+        "ETCD_PEER_KEY_FILE=/etc/etcd/key.pem",
+    ]
+
+
+def test_a_host_that_only_asks_etcd_gets_no_environment_for_one() -> None:
+    assert "/etc/default/etcd" not in {file.path for file in provision.plan(TLS).files}
+
+
+@pytest.mark.parametrize("alone", ["etcd-cert", "etcd-key"])
+def test_a_key_and_its_certificate_come_together(alone: str) -> None:
+    plan = provision.plan({alone: TLS[alone]})
+
+    assert plan.files == ()
+    assert f"setting {alone} is nothing without" in str(plan.refused[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["secret", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n", CERT, PRIVATE[:-9]]
+)
+def test_what_is_no_key_is_refused_and_not_repeated(text: str) -> None:
+    plan = provision.plan({"etcd-cert": CERT.encode(), "etcd-key": text.encode()})
+
+    assert str(plan.refused[0]) == "setting etcd-key holds no private key in PEM"
+    assert plan.files == ()
 
 
 @pytest.mark.parametrize(

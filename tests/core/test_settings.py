@@ -20,6 +20,7 @@ HOST = Fragment(
         "reboot": {"strategy": "lock", "windows": ["Mon..Fri 02:00 +2h Europe/Berlin"]},
         "limits": {"floor": "2M", "pressure": 20},
         "network": {"rate": "10Mi"},
+        "cluster": {"endpoints": ["https://etcd.example:2379"], "labels": {"rack": "7"}},
     },
 )
 
@@ -57,6 +58,39 @@ def test_each_value_is_shown_as_one_would_write_it_with_its_file() -> None:
     assert rows["reboot.windows"] == ("[Mon..Fri 02:00 +2h Europe/Berlin]", HOST.origin)
     assert rows["update.automatic"] == ("true", "default")
     assert rows["limits.ceiling"] == ("none", "default")
+    assert rows["cluster.labels"] == ("{rack = 7}", HOST.origin)
+    assert rows["cluster.deadline"] == ("5s", "default")
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "way_out"),
+    [
+        ({"reboot": {"strategy": "lock"}},
+         "reboot.strategy is lock, and cluster.endpoints is not set",
+         "set cluster.endpoints in /etc/update-agent/*.toml, or another reboot.strategy"),
+        ({"cluster": {"key": "/k"}}, "cluster.key is /k, and cluster.cert is not set",
+         "set cluster.cert in /etc/update-agent/*.toml"),
+        ({"cluster": {"user": "u"}}, "cluster.user is u, and cluster.password_file is not set",
+         "set cluster.password_file in /etc/update-agent/*.toml"),
+        ({"cluster": {"password_file": "/p"}},
+         "cluster.password_file is /p, and cluster.user is not set",
+         "set cluster.user in /etc/update-agent/*.toml"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_wants_another_one_says_which(
+    content: dict[str, Any], message: str, way_out: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        checked(Fragment(origin="/etc/x.toml", content=content))
+
+    assert str(caught.value) == f"/etc/x.toml: {message}"
+    assert caught.value.hint == way_out
+
+
+def test_one_file_alone_may_leave_to_another_what_it_wants() -> None:
+    inputs = settings.merge([Fragment(origin="a", content={"reboot": {"strategy": "lock"}})])
+
+    assert settings.check_each(inputs).reboot.strategy is Strategy.LOCK
 
 
 @pytest.mark.parametrize(
@@ -65,7 +99,7 @@ def test_each_value_is_shown_as_one_would_write_it_with_its_file() -> None:
         ({"limits": {"flor": "2M"}}, "there is no limits.flor", "did you mean floor?"),
         ({"limit": {}}, "there is no section [limit]", "did you mean limits?"),
         ({"xyz": {}}, "there is no section [xyz]",
-         "known: update, network, reboot, trial, limits, reports"),
+         "known: update, network, reboot, trial, limits, reports, cluster"),
         ({"limits": 3}, "limits is a value, wanted [limits]", None),
         ({"limits": {"floor": "2X"}}, "limits.floor: '2X' is no amount of bytes", None),
         ({"limits": {"floor": "0M"}}, "limits.floor: 0 bytes would take for ever", None),

@@ -11,12 +11,12 @@ from update_agent.ctl.main import main
 def test_every_setting_is_shown_with_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.toml").write_text('[reboot]\nstrategy = "lock"\n')
+    (tmp_path / "a.toml").write_text('[reboot]\nstrategy = "immediate"\n')
 
     assert main(["config", "--folder", str(tmp_path)]) == 0
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["reboot.strategy", "lock", f"{tmp_path}/a.toml"] in lines
+    assert ["reboot.strategy", "immediate", f"{tmp_path}/a.toml"] in lines
     assert ["update.channel", "stable", "default"] in lines
 
 

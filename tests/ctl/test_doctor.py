@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,16 +15,20 @@ from tests.agent.stage import Stage, fakes, stage
 from tests.bus import bus
 from tests.cgroups import Cgroups
 from tests.ctl.test_offer import fleet, published, releases, web
+from tests.etcd import Cluster, etcd1, etcd3
 from tests.web import Web
-from update_agent.core.settings import Reboot, Settings, Update
+from update_agent.core import settings
+from update_agent.core.semaphore import Semaphore
+from update_agent.core.settings import Reboot, Settings, Strategy, Update
 from update_agent.core.window import Window
 from update_agent.ctl import doctor
 from update_agent.ctl.doctor import CHECKS, Finding, Host, Level, looked
 from update_agent.ctl.main import main
 from update_agent.errors import HostError
 from update_agent.host import cgroup, identity
+from update_agent.host.group import Edit, Group
 
-__all__ = ["bus", "fakes", "fleet", "published", "releases", "stage", "web"]
+__all__ = ["bus", "etcd1", "etcd3", "fakes", "fleet", "published", "releases", "stage", "web"]
 
 
 @pytest.fixture
@@ -253,3 +258,67 @@ def test_findings_as_json_carry_the_way_out(
         "check": "disk", "level": "problem", "text": "both tables are damaged",
         "hint": "restore them",
     }  # fmt: skip
+
+
+# The cluster -------------------------------------------------------------------------------------
+
+
+def in_turn(host: Host, etcds: Cluster, **more: object) -> Host:
+    access = etcds.access()
+    known: dict[str, object] = {
+        "endpoints": access.endpoints, "ca": access.ca, "cert": access.cert, "key": access.key,
+        "group": f"g{uuid.uuid4().hex[:12]}",
+    }  # fmt: skip
+    cluster = settings.Cluster(**(known | more))  # type: ignore[arg-type]
+    return replace(host, settings=Settings(reboot=Reboot(strategy=Strategy.LOCK), cluster=cluster))
+
+
+def test_a_cluster_is_looked_at_where_hosts_reboot_in_turn(
+    host: Host, etcd3: Cluster, at: Callable[[datetime], None]
+) -> None:
+    assert only("cluster", host).text == "nobody is asked, for reboot.strategy is off"
+    assert etcd3.ca
+    cert, key = etcd3.ca.issue(f"long-{uuid.uuid4().hex}", days=300)
+    host = in_turn(host, etcd3, cert=str(cert), key=str(key))
+    cluster = host.settings.cluster
+
+    *looked, group = found("cluster", host)
+    assert (group.level, group.hint) == (Level.PROBLEM, "update-agentctl lock slots 1")
+    told = {it.text: it.level for it in looked}
+    assert [level for text, level in told.items() if text.endswith("answers")] == [Level.OK] * 3
+    (soon,) = [it for it in looked if it.text.startswith("cluster.ca ")]
+    assert (soon.level, "expires in" in soon.text) == (Level.WARNING, True)
+    (long,) = [it for it in looked if it.text.startswith("cluster.cert ")]
+    assert (long.level, long.hint) == (Level.OK, None)
+    servers = [it for it in looked if it.text.startswith("the certificate of https://")]
+    assert [it.level for it in servers] == [Level.WARNING] * 3
+
+    with etcd3.client() as etcd:
+        Group(etcd, cluster.group).change(lambda _: Edit(semaphore=Semaphore(slots=2)))
+    assert found("cluster", host)[-1].text == (
+        f"reboot slots of the group {cluster.group}: 2, held: 0"
+    )
+    at(datetime.now(UTC) + timedelta(days=301))
+    late = next(it for it in found("cluster", host) if it.text.startswith("cluster.cert "))
+    assert (late.level, late.text.endswith(": expired")) == (Level.PROBLEM, True)
+
+
+def test_one_member_that_is_away_is_a_warning_and_all_of_them_a_problem(
+    host: Host, etcd1: Cluster
+) -> None:
+    gone = "http://127.0.0.1:9"
+    host = in_turn(host, etcd1, endpoints=(etcd1.members[0].client, gone))
+    levels = [it.level for it in found("cluster", host)]
+    assert levels == [Level.OK, Level.WARNING, Level.PROBLEM]
+
+    host = in_turn(host, etcd1, endpoints=(gone,))
+    finding = only("cluster", host)
+    assert (finding.level, f"{gone} cannot be reached" in finding.text) == (Level.PROBLEM, True)
+
+
+def test_a_certificate_that_is_none_is_named(host: Host, etcd1: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("nonsense")
+
+    finding = only("cluster", in_turn(host, etcd1, cert=str(tmp_path / "cert.pem")))
+
+    assert finding.text == f"{tmp_path}/cert.pem holds no certificate in PEM"

@@ -1,6 +1,8 @@
 """``update-agent-firstboot`` on a folder that plays the host."""
 
+import grp
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,3 +87,31 @@ def test_without_anything_given_only_the_key_is_made(tmp_path: Path) -> None:
 
     assert run(tmp_path / "root") == 0
     assert sorted(it.name for it in (tmp_path / "root/etc").iterdir()) == ["ssh"]
+
+
+PEM = "-----BEGIN {0}-----\nMIIB\n-----END {0}-----\n"
+
+
+def test_each_who_uses_the_key_has_it_in_a_file_that_nobody_else_reads(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    games, daemon = grp.getgrnam("games").gr_gid, grp.getgrnam("daemon").gr_gid
+    ids = {"etcd": games}
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=ids[name]))
+    for name, label in (("cert", "CERTIFICATE"), ("key", "PRIVATE KEY"), ("ca", "CERTIFICATE")):
+        give(root, f"credentials/update-agent.etcd-{name}", PEM.format(label))
+
+    assert run(root) == 4
+    said = capsys.readouterr()
+    assert "etcd-key.pem: there is no group update-agent" in said.err
+    assert "/etc/etcd/key.pem written" in said.out
+    ids["update-agent"] = daemon
+    assert run(root) == 0
+
+    for path, group in (("etc/etcd/key.pem", "etcd"), ("etc/update-agent/etcd-key.pem",
+                                                       "update-agent")):  # fmt: skip
+        found = (root / path).stat()
+        assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o640, 0, ids[group])
+    for name in ("ca", "cert"):
+        assert (root / f"etc/etcd/{name}.pem").stat().st_mode & 0o7777 == 0o644
+    assert list(root.rglob(".*")) == []

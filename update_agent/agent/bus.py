@@ -15,6 +15,7 @@ import pwd
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -63,16 +64,19 @@ class Method:
     root_only: bool = False
 
 
-def _force(daemon: Daemon) -> Awaitable[None]:
-    return daemon.install(force=True)
+def _force(daemon: Daemon, *, without_lock: bool = False) -> Awaitable[None]:
+    return daemon.install(force=True, without_lock=without_lock)
 
 
 METHODS: Mapping[str, Method] = {
     "Check": Method(call=Daemon.check),
     "Install": Method(call=Daemon.install),
     "Force": Method(call=_force),
+    "ForceWithoutLock": Method(call=partial(_force, without_lock=True)),
     "Reboot": Method(call=Daemon.reboot),
+    "RebootWithoutLock": Method(call=partial(Daemon.reboot, without_lock=True)),
     "Rollback": Method(call=Daemon.rollback),
+    "RollbackWithoutLock": Method(call=partial(Daemon.rollback, without_lock=True)),
     "Cancel": Method(call=Daemon.cancel),
     "Pause": Method(call=Daemon.pause, argument="reason"),
     "Resume": Method(call=Daemon.resume),

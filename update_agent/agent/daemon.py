@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from update_agent.agent.ports import Progress, Reboots, Releases, Slots, SlotView, Store
+from update_agent.agent.ports import (
+    NotPermittedError,
+    Progress,
+    Reboots,
+    Releases,
+    Slots,
+    SlotView,
+    Store,
+)
+from update_agent.agent.questions import Questions
 from update_agent.core import lifecycle, record
 from update_agent.core.lifecycle import Effect, Event, State
 from update_agent.core.reason import Reason, Wait
@@ -23,6 +32,7 @@ from update_agent.core.record import OUTCOMES, Attempt, Outcome, Record
 from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.trust import ExpiredError
+from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError, UpdateAgentError
 from update_agent.host.bus import NotNowError
 from update_agent.host.offer import Offer
@@ -84,11 +94,15 @@ class Daemon:
         self._offer: Offer | None = None
         self._forced = False
         self._hurry = False
+        self._without_lock = False
         self._asked = False
         self._cancelled = threading.Event()
         self._stopping = False
         self._timer: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._questions = Questions()
+        self._listening = False
+        """Somebody may call, and say that it is worth asking again."""
         self._turn = asyncio.Lock()
         """Held by one event at a time."""
         self._work = asyncio.Lock()
@@ -112,6 +126,7 @@ class Daemon:
         self._cancelled.set()
         if self._timer:
             self._timer.cancel()
+        self._questions.give_up()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
@@ -126,16 +141,18 @@ class Daemon:
         self._want(Event.CHECK, "check")
         await self.happened(Event.CHECK)
 
-    async def install(self, *, force: bool = False) -> None:
+    async def install(self, *, force: bool = False, without_lock: bool = False) -> None:
         """Install what is offered, whatever this host's own pause says.
 
-        With ``force`` past waves and the reboot window. Raises NotNowError.
+        With ``force`` past waves and the reboot window; ``without_lock`` asks the cluster nothing.
+        Raises NotNowError.
         """
         if force and lifecycle.takes(self.record.state, Event.PERMITTED):
-            await self.reboot()  # it is installed; only the reboot is waited for
+            await self.reboot(without_lock=without_lock)  # only the reboot is waited for
             return
         self._want(Event.CHECK, "install")
         self._asked, self._forced, self._hurry = True, force, force
+        self._without_lock = without_lock
         await self.happened(Event.CHECK)
 
     async def cancel(self) -> None:
@@ -155,12 +172,20 @@ class Daemon:
         await self._keep(replace(self.record, paused=None))
         self._schedule()
 
-    async def reboot(self) -> None:
-        """Boot what is staged, now, whatever the window says. Raises NotNowError."""
+    async def reboot(self, *, without_lock: bool = False) -> None:
+        """Boot what is staged, now, whatever the window says. Raises NotNowError.
+
+        Where hosts reboot in turn, as soon as it is this one's, but not ``without_lock``.
+        """
         self._want(Event.PERMITTED, "reboot into the new release")
+        if self._in_turn and not without_lock:
+            self._hurry = True
+            await self._perform([Effect.ASK_TO_REBOOT])
+            return
+        self._without_lock = without_lock
         await self.happened(Event.PERMITTED)
 
-    async def rollback(self) -> None:
+    async def rollback(self, *, without_lock: bool = False) -> None:
         """Boot the release in the other slot again, now, and avoid the one that runs.
 
         Raises NotNowError, HostError when there is none, or when the reboot is held back.
@@ -171,17 +196,37 @@ class Daemon:
                     f"cannot roll back while {self.record.state}",
                     hint="the other slot is in use: 'update-agentctl cancel' first",
                 )
+            if self._in_turn and not without_lock:
+                await self._turn_to_roll_back()
             logger.warning("rolling back from %s, as asked", self.host.version)
-            await asyncio.to_thread(self._world.slots.rollback)
-            await self._keep(self.record.avoiding(self.host.version))
-            await self._look()
-            await asyncio.to_thread(self._world.reboots.reboot)
+            try:
+                await asyncio.to_thread(self._world.slots.rollback)
+                await self._keep(self.record.avoiding(self.host.version))
+                await self._look()
+                await asyncio.to_thread(self._world.reboots.reboot, None, without_lock=without_lock)
+            except UpdateAgentError:
+                await self._give_back()
+                raise
+
+    async def _turn_to_roll_back(self) -> None:
+        """Hold a reboot slot. Raises NotPermittedError, and stands in no queue then."""
+        wait = await self._questions.ask(
+            self._world.reboots.ask, self._world.now(), None, hurry=True, without_lock=False
+        )
+        if wait:
+            await self._give_back()
+            raise NotPermittedError(wait)
 
     async def confirmed(self) -> None:
         """Look whether the running release is confirmed, as somebody says."""
         self._boot = await asyncio.to_thread(self._world.slots.boot)
         if self.record.state is State.TRIAL and self._boot.successful:
             await self.happened(Event.CONFIRMED)
+
+    @property
+    def _in_turn(self) -> bool:
+        """Hosts of a group reboot one after the other."""
+        return self.settings.reboot.strategy is Strategy.LOCK
 
     def _want(self, event: Event, what: str) -> None:
         if not lifecycle.takes(self.record.state, event):
@@ -200,6 +245,8 @@ class Daemon:
             moved = self.record.moved(step.state, self._world.now(), wait)
             for effect in step.effects:
                 moved = self._noted(effect, moved, event, why)
+            if Effect.WARN in step.effects:
+                await self._warn()  # before the failure itself is kept: nothing comes between
             await self._keep(moved)
         self._spawn(self._perform(step.effects))
         self._schedule()
@@ -226,6 +273,7 @@ class Daemon:
             case Effect.AVOID if found.attempt:
                 return found.avoiding(found.attempt.version)
             case Effect.END:
+                self._without_lock = False
                 return found.ended(OUTCOMES[event], now, why)
             case _:
                 return found
@@ -262,7 +310,7 @@ class Daemon:
         self.next_check = None  # the interval begins with this check
         host = replace(self.host, failed=frozenset(self.record.failed), forced=forced)
         try:
-            offer = await asyncio.to_thread(self._world.releases.ask, host)
+            offer = await self._questions.ask(self._world.releases.ask, host)
         except UpdateAgentError as error:
             await self._count(self.record.failures + 1)
             await self.happened(Event.HELD, wait=_unanswered(error))
@@ -270,6 +318,9 @@ class Daemon:
         self._offer = offer
         await self._keep(replace(self.record, checked=self._world.now(), failures=0))
         wait = offer.wait or (None if asked or forced else self._held_here())
+        if offer.release and not wait:
+            with _survived("cannot ask the cluster whether it is good"):
+                wait = await self._known_bad(offer.release.version)
         if wait and wait.reason is Reason.UP_TO_DATE:
             await self.happened(Event.NOTHING, wait=wait)
         elif wait:
@@ -332,16 +383,17 @@ class Daemon:
         if self.settings.reboot.strategy is Strategy.OFF:
             await self.happened(Event.LEFT, wait=_OFF)
             return
+        attempt = self.record.attempt
+        wait = bad = None
         try:
-            wait = await asyncio.to_thread(
-                self._world.reboots.ask,
-                self._world.now(),
-                self.record.attempt,
-                hurry=self._hurry,
-            )
+            wait = await self._questions.ask(
+                self._world.reboots.ask, self._world.now(), attempt,
+                hurry=self._hurry, without_lock=self._without_lock,
+            )  # fmt: skip
+            bad = await self._known_bad(attempt.version) if attempt else None
         except UpdateAgentError as error:
-            wait = _held_back(error)
-        unwanted = None if wait else await self._unwanted()
+            wait = wait or _held_back(error)
+        unwanted = bad.sentence if bad else None if wait else await self._unwanted()
         self._hurry = self._hurry and bool(wait)
         if not lifecycle.takes(self.record.state, Event.PERMITTED):
             return  # cancelled, or rebooted by a person, meanwhile
@@ -350,8 +402,29 @@ class Daemon:
             await self.happened(Event.CHECK)
         elif wait:
             await self.happened(Event.HELD_BACK, wait=wait)
+            if self._in_turn and not self._listening:
+                self._spawn(self._listen())
         else:
             await self.happened(Event.PERMITTED)
+
+    async def _listen(self) -> None:
+        """Ask again as soon as somebody calls; if nobody does, the timer asks."""
+        self._listening, called = True, False
+        try:
+            with _survived("cannot hear whether this host is called"):
+                called = await self._questions.ask(
+                    self._world.reboots.called, _ASK_AGAIN.total_seconds()
+                )
+        finally:
+            self._listening = False
+        if called and self.record.state is State.WAITING_TO_REBOOT:
+            await self._perform([Effect.ASK_TO_REBOOT])
+
+    async def _known_bad(self, version: Version) -> Wait | None:
+        """Return why the cluster takes ``version`` no more."""
+        if self._without_lock:
+            return None
+        return await self._questions.ask(self._world.reboots.known_bad, version)
 
     async def _unwanted(self) -> str | None:
         """Return why what is staged should not be booted any more, as far as the server says."""
@@ -359,7 +432,7 @@ class Daemon:
         if attempt is None:
             raise RuntimeError("nothing is staged")
         try:
-            offer = await asyncio.to_thread(
+            offer = await self._questions.ask(
                 self._world.releases.ask, replace(self.host, forced=True)
             )
         except UpdateAgentError as error:
@@ -375,7 +448,10 @@ class Daemon:
         await asyncio.to_thread(self._world.slots.arm)
 
     async def _reboot(self) -> None:
-        await asyncio.to_thread(self._world.reboots.reboot)
+        without_lock, self._without_lock = self._without_lock, False
+        await asyncio.to_thread(
+            self._world.reboots.reboot, self.record.attempt, without_lock=without_lock
+        )
 
     async def _disarm(self) -> None:
         with _survived("cannot disarm the other slot"):
@@ -384,6 +460,12 @@ class Daemon:
     async def _give_back(self) -> None:
         with _survived("cannot give the permission to reboot back"):
             await asyncio.to_thread(self._world.reboots.give_back)
+
+    async def _warn(self) -> None:
+        attempt = self.record.attempt
+        if attempt:
+            with _survived(f"cannot let others know that {attempt.version} rolled back here"):
+                await asyncio.to_thread(self._world.reboots.rolled_back, attempt.version)
 
     _performers: Mapping[Effect, Callable[["Daemon"], Awaitable[None]]] = {
         Effect.ASK: _ask,
@@ -487,6 +569,8 @@ def _unanswered(error: UpdateAgentError) -> Wait:
 
 
 def _held_back(error: UpdateAgentError) -> Wait:
+    if isinstance(error, NotPermittedError):
+        return error.wait
     return Wait(reason=Reason.INHIBITED, sentence=str(error), ends=error.hint or "the next try")
 
 

@@ -23,8 +23,9 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.agent.bus import Service, group_id
+from update_agent.agent.cluster import ClusterReboots
 from update_agent.agent.daemon import Daemon, World
-from update_agent.agent.ports import Slots
+from update_agent.agent.ports import Reboots, Slots
 from update_agent.agent.reboots import LocalReboots
 from update_agent.agent.reports import Reporter, Reporting, sender
 from update_agent.agent.repository import Repository
@@ -32,7 +33,7 @@ from update_agent.agent.slots import WriterSlots
 from update_agent.agent.store import FOLDER, FileStore
 from update_agent.agent.textfile import Textfile
 from update_agent.core.release import Host
-from update_agent.core.settings import Settings
+from update_agent.core.settings import Settings, Strategy
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import config, excerpt, identity
@@ -198,7 +199,7 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
     return World(
         releases=Repository(parts.settings, identity.clock, parts.folder / "trust"),
         slots=parts.slots,
-        reboots=LocalReboots(parts.settings, address=address),
+        reboots=_reboots(parts, address),
         store=parts.store,
         now=identity.clock,
         chance=chance.random,
@@ -206,6 +207,13 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
         tell=tell,
         later=lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
     )
+
+
+def _reboots(parts: Parts, address: str | None) -> Reboots:
+    local = LocalReboots(parts.settings, address=address)
+    if parts.settings.reboot.strategy is not Strategy.LOCK:
+        return local
+    return ClusterReboots(local, parts.settings.cluster, parts.host, parts.folder)
 
 
 # How it ends -------------------------------------------------------------------------------------

@@ -13,7 +13,17 @@ from update_agent.core.lifecycle import Boot
 from update_agent.core.reason import Wait
 from update_agent.core.record import Attempt, Record
 from update_agent.core.release import Host
+from update_agent.core.version import Version
+from update_agent.errors import HostError
 from update_agent.host.offer import Offer
+
+
+class NotPermittedError(HostError):
+    """The host may not reboot, for a reason that ``wait`` has."""
+
+    def __init__(self, wait: Wait) -> None:
+        super().__init__(wait.sentence, hint=wait.ends)
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +112,37 @@ class Slots(Protocol):
 class Reboots(Protocol):
     """Who permits reboots, and who carries them out."""
 
-    def ask(self, now: datetime, attempt: Attempt | None, *, hurry: bool) -> Wait | None:
+    def ask(
+        self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool
+    ) -> Wait | None:
         """Return why the host may not reboot now, or None. Asking again changes nothing.
 
-        With ``hurry`` no window is waited for: a person forced the update.
+        With ``hurry`` no window is waited for: a person forced the update. ``without_lock`` asks
+        nobody but this host.
         """
         ...
 
-    def give_back(self) -> None:
-        """Hold no permission any more; without one, nothing."""
+    def called(self, seconds: float) -> bool:
+        """Wait until it is worth asking again; False: nothing was heard for ``seconds``."""
         ...
 
-    def reboot(self) -> None:
-        """Reboot the host. Returns when it is on its way; raises when it is refused."""
+    def known_bad(self, version: Version) -> Wait | None:
+        """Return why no host should take ``version``, if it rolled back on others."""
+        ...
+
+    def rolled_back(self, version: Version) -> None:
+        """Let others know that ``version`` rolled back here; nothing forgets it on return."""
+        ...
+
+    def give_back(self) -> None:
+        """Hold no permission any more; without one, nothing. Nothing forgets it on return."""
+        ...
+
+    def reboot(self, attempt: Attempt | None, *, without_lock: bool) -> None:
+        """Reboot the host. Returns when it is on its way; raises when it is refused.
+
+        The permission is looked at once more right before that, but not ``without_lock``.
+        """
         ...
 
 

@@ -2,8 +2,8 @@
 
 The daemon has no rights of its own for what drains a host, such as stopping containers, nor for
 rebooting it. Both are done as root, in a unit that systemd starts for each connection to a socket
-which only the daemon can open (``update-agent-reboot.socket``); it sends the time limit and reads
-what became of it.
+which only the daemon can open (``update-agent-reboot.socket``); it sends the time limit, reads what
+became of it, and has the last word before the reboot.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,12 @@ from update_agent.core import window
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Attempt
 from update_agent.core.settings import Settings
+from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import login, reboot
+
+CarryOut = Callable[[float, Callable[[], None]], None]
+"""Drains the host within so many seconds, asks for the last word, and reboots it."""
 
 
 class LocalReboots:
@@ -25,26 +29,48 @@ class LocalReboots:
         settings: Settings,
         *,
         address: str | None = None,
-        carry_out: Callable[[float], None] = reboot.by_root,
+        carry_out: CarryOut = reboot.by_root,
     ) -> None:
         self._settings = settings.reboot
         self._address = address
         self._carry_out = carry_out
 
-    def ask(self, now: datetime, attempt: Attempt | None, *, hurry: bool) -> Wait | None:
+    def ask(
+        self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool = False
+    ) -> Wait | None:
         """Return why the host may not reboot now, or None. Raises HostError."""
-        del attempt
+        del attempt, without_lock
         closed = None if hurry else _closed(self._settings.windows, now)
         return closed or _inhibited(login.held(login.blockers(self._address)))
+
+    def called(self, seconds: float) -> bool:
+        """Nobody calls."""
+        del seconds
+        return False
+
+    def known_bad(self, version: Version) -> Wait | None:
+        """Nobody is asked."""
+        del version
+        return None
+
+    def rolled_back(self, version: Version) -> None:
+        """Nobody is told."""
 
     def give_back(self) -> None:
         """Nobody was asked."""
 
-    def reboot(self) -> None:
+    def reboot(
+        self,
+        attempt: Attempt | None = None,
+        *,
+        without_lock: bool = False,
+        last_word: Callable[[], None] = reboot.go,
+    ) -> None:
         """Drain the host and reboot it. Raises HostError when somebody or something forbids it."""
+        del attempt, without_lock
         if held := login.held(login.blockers(self._address)):
             raise HostError(held, hint=login.HINT)
-        self._carry_out(self._settings.drain.total_seconds())
+        self._carry_out(self._settings.drain.total_seconds(), last_word)
 
 
 def _closed(windows: Sequence[window.Window], now: datetime) -> Wait | None:

@@ -21,7 +21,7 @@ from update_agent.agent.ports import Progress
 from update_agent.core import document, record
 from update_agent.core.record import Past, Record
 from update_agent.core.report import Batch, Ended, Receipt, Report, Waits, Works, host_id
-from update_agent.core.settings import Settings
+from update_agent.core.settings import Settings, Strategy
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host.http import Limits, Network, StatusError, Way, post
 
@@ -207,10 +207,12 @@ def described(daemon: Daemon, name: str, now: datetime) -> Report:
     """Return how ``daemon`` and its host stand, not yet with a number."""
     found, offer = daemon.record, daemon.offer
     booted = next((it.name for it in daemon.slots or () if it.booted), None)
+    locks = daemon.settings.reboot.strategy is Strategy.LOCK
     return Report(
         host=host_id(daemon.host.machine_id), queue=_LATER, sequence=1, time=now, name=line(name),
         product=daemon.host.product, architecture=daemon.host.architecture,
         version=daemon.host.version, agent=__version__, channel=daemon.settings.update.channel,
+        group=daemon.settings.cluster.group if locks else None,
         slot=booted, place=offer.place if offer else None,
         state=found.state, since=found.since, wait=_waits(found),
         attempt=found.attempt.id if found.attempt else None,

@@ -20,13 +20,11 @@ from update_agent.core.release import PayloadReference, Release
 from update_agent.core.settings import Settings
 from update_agent.core.trust import Evidence
 from update_agent.errors import HostError, ReleaseError
-from update_agent.host import writer
+from update_agent.host import identity, writer
 from update_agent.host.download import Download
 from update_agent.host.http import Network, get
 from update_agent.host.offer import Offer
 from update_agent.host.writer import Writer
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _LOOK = 0.2
 """Seconds after which somebody who cancels is noticed."""
@@ -54,7 +52,9 @@ class WriterSlots:
         with Writer(self._path) as slots:
             booted = slots.state().booted
         return Boot(
-            boot_id=_boot_id(), root_hash=booted.root_hash or "", successful=booted.successful
+            boot_id=identity.boot_id(),
+            root_hash=booted.root_hash or "",
+            successful=booted.successful,
         )
 
     def look(self) -> tuple[SlotView, ...]:
@@ -215,10 +215,3 @@ def _view(slot: wire.SlotState, state: wire.State) -> SlotView:
         booted=slot.booted,
         next=state.next == slot.slot,
     )
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError as error:
-        raise HostError(f"cannot read {BOOT_ID}: {error.strerror}") from error

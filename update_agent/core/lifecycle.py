@@ -85,6 +85,8 @@ class Effect(StrEnum):
     """the host"""
     GIVE_BACK = "give-back"
     """the permission to reboot"""
+    WARN = "warn"
+    """the cluster: the release rolled back here"""
     AVOID = "avoid"
     """the release on this host: it failed"""
     END = "end"
@@ -103,29 +105,32 @@ class OutOfTurnError(RuntimeError):
     """An event that cannot happen in a state: a defect of the daemon, never of its peers."""
 
 
+_HOLD_NOTHING = (Effect.GIVE_BACK,)
+"""A daemon that ended before it gave back does so now."""
 _ASK = Step(State.CHECKING, (Effect.ASK,))
+_ASK_ANEW = Step(State.CHECKING, (*_HOLD_NOTHING, Effect.ASK))
 _REBOOT = Step(State.REBOOTING, (Effect.ARM, Effect.REBOOT))
-_FELL_BACK = Step(State.FAILED, (Effect.AVOID, Effect.GIVE_BACK, Effect.END))
+_FELL_BACK = Step(State.FAILED, (Effect.WARN, Effect.AVOID, Effect.GIVE_BACK, Effect.END))
 _CONFIRMED = Step(State.IDLE, (Effect.GIVE_BACK, Effect.END))
 _DROPPED = Step(State.IDLE, (Effect.DISARM, Effect.GIVE_BACK, Effect.END))
 
 TABLE: Mapping[tuple[State, Event], Step] = {
     (State.IDLE, Event.CHECK): _ASK,
-    (State.IDLE, Event.RESTARTED): Step(State.IDLE),
+    (State.IDLE, Event.RESTARTED): Step(State.IDLE, _HOLD_NOTHING),
     (State.IDLE, Event.ON_TRIAL): Step(State.TRIAL),  # armed by hand
     (State.CHECKING, Event.NOTHING): Step(State.IDLE),
     (State.CHECKING, Event.HELD): Step(State.WAITING),
     (State.CHECKING, Event.OFFERED): Step(State.INSTALLING, (Effect.BEGIN, Effect.INSTALL)),
-    (State.CHECKING, Event.RESTARTED): _ASK,
+    (State.CHECKING, Event.RESTARTED): _ASK_ANEW,
     (State.CHECKING, Event.ON_TRIAL): Step(State.TRIAL),
     (State.WAITING, Event.CHECK): _ASK,
-    (State.WAITING, Event.RESTARTED): Step(State.WAITING),
+    (State.WAITING, Event.RESTARTED): Step(State.WAITING, _HOLD_NOTHING),
     (State.WAITING, Event.ON_TRIAL): Step(State.TRIAL),
     (State.INSTALLING, Event.VERIFIED): Step(State.STAGED, (Effect.ASK_TO_REBOOT,)),
     (State.INSTALLING, Event.INTERRUPTED): Step(State.WAITING, (Effect.END,)),
     (State.INSTALLING, Event.REFUSED): Step(State.FAILED, (Effect.AVOID, Effect.END)),
     (State.INSTALLING, Event.DROPPED): Step(State.IDLE, (Effect.END,)),
-    (State.INSTALLING, Event.RESTARTED): _ASK,  # what is right in the slot is kept
+    (State.INSTALLING, Event.RESTARTED): _ASK_ANEW,  # what is right in the slot is kept
     (State.INSTALLING, Event.ON_TRIAL): Step(State.TRIAL),
     (State.STAGED, Event.LEFT): Step(State.WAITING_TO_REBOOT, (Effect.ARM,)),
     (State.STAGED, Event.HELD_BACK): Step(State.WAITING_TO_REBOOT),
@@ -158,7 +163,7 @@ TABLE: Mapping[tuple[State, Event], Step] = {
     (State.TRIAL, Event.RESTARTED): Step(State.TRIAL),
     (State.TRIAL, Event.ON_TRIAL): Step(State.TRIAL),  # another boot of the same trial
     (State.FAILED, Event.CHECK): _ASK,
-    (State.FAILED, Event.RESTARTED): Step(State.FAILED),
+    (State.FAILED, Event.RESTARTED): Step(State.FAILED, _HOLD_NOTHING),
     (State.FAILED, Event.ON_TRIAL): Step(State.TRIAL),
 }
 """All that can happen."""

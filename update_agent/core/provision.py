@@ -4,12 +4,15 @@ A setting comes as bytes under its name, whoever brought it: a systemd credentia
 ``update-agent.NAME`` (on virtual machines from SMBIOS), or a file ``NAME`` in
 ``/media/state/config``. The result is ordinary files in ``/etc``; the same settings give the same
 files.
+
+A key is in a file for each who uses it, and readable by nobody else: etcd and update-agentd know
+this host by the same certificate, and neither gets a look at what else the other has.
 """
 
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from update_agent.core import settings
@@ -28,6 +31,8 @@ class File:
     path: str
     content: str
     mode: int = 0o644
+    group: str | None = None
+    """Whose members may read it, by ``mode``; none: root's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +52,36 @@ def plan(given: Mapping[str, bytes]) -> Plan:
             checked[name] = _checked(name, given[name])
         except SettingError as error:
             refused.append(error)
-    files = [_FILES[name](value) for name, value in checked.items() if name in _FILES]
-    update = [line(checked[name]) for name, line in _UPDATE.items() if name in checked]
-    if update:
-        files.append(File(path=f"{_OURS}/50-provided.toml", content="[update]\n" + "".join(update)))
+    if len(_PAIR & set(checked)) == 1:
+        (alone,) = _PAIR & set(checked)
+        del checked[alone]
+        (other,) = _PAIR - {alone}
+        refused.append(SettingError(f"setting {alone} is nothing without {other}"))
+    files = [file for name, value in checked.items() for file in _files(name, value)]
+    if "etcd" in checked:
+        files.append(File(path="/etc/default/etcd", content=_etcd_lines(checked)))
+    if provided := _provided(checked):
+        files.append(File(path=f"{_OURS}/50-provided.toml", content=provided))
     return Plan(files=tuple(files), refused=tuple(refused))
+
+
+def _provided(checked: Mapping[str, str]) -> str:
+    """Return the settings of the daemon that follow from others."""
+    text = ""
+    for section, lines in _SECTIONS.items():
+        found = [line(checked[name]) for name, line in lines.items() if name in checked]
+        text += f"[{section}]\n{''.join(found)}" if found else ""
+    return text
+
+
+def _etcd_lines(checked: Mapping[str, str]) -> str:
+    """Return etcd's environment: what was given, and for what was not, the certificates given."""
+    lines = checked["etcd"].splitlines()
+    named = {line.partition("=")[0] for line in lines}
+    for setting, words in _ETCD_TLS.items():
+        if setting in checked:
+            lines += [f"{name}={value}" for name, value in words.items() if name not in named]
+    return "\n".join(lines) + "\n"
 
 
 def _checked(name: str, value: bytes) -> str:
@@ -97,6 +127,18 @@ def _lines_like(pattern: str, wanted: str) -> _Check:
     return check
 
 
+def _pem(label: str) -> _Check:
+    """Return a check that repeats nothing of what it was given: it may be a key."""
+    named = f"(?:EC |RSA )?{label}-----"
+    block = re.compile(rf"-----BEGIN {named}\n[A-Za-z0-9+/=\n]+-----END {named}")
+
+    def check(name: str, text: str) -> None:
+        if not block.search(text):
+            raise SettingError(f"setting {name} holds no {label.lower()} in PEM")
+
+    return check
+
+
 def _signed_root(name: str, text: str) -> None:
     try:
         root = json.loads(text)
@@ -109,7 +151,7 @@ def _signed_root(name: str, text: str) -> None:
 
 def _toml(name: str, text: str) -> None:
     try:
-        settings.check(
+        settings.check_each(
             settings.merge([Fragment(origin=f"setting {name}", content=tomllib.loads(text))])
         )
     except tomllib.TOMLDecodeError as error:
@@ -132,22 +174,65 @@ SETTINGS: dict[str, _Check] = {
     "root": _signed_root,
     "settings": _toml,
     "etcd": _lines_like(r"ETCD_[A-Z_]+=[^\"'\\$`]*", "lines such as ETCD_NAME=one"),
+    "etcd-ca": _pem("CERTIFICATE"),
+    "etcd-cert": _pem("CERTIFICATE"),
+    "etcd-key": _pem("PRIVATE KEY"),
 }
 """Every setting, and what it must look like."""
 
+_PAIR = {"etcd-cert", "etcd-key"}
+
 _OURS = "/etc/update-agent"
+_ETCD = "/etc/etcd"
 
-_UPDATE: dict[str, Callable[[str], str]] = {
-    "server": lambda text: f"repository = [{json.dumps(text)}]\n",
-    "channel": lambda text: f"channel = {json.dumps(text)}\n",
-    "root": lambda _: f'root = "{_OURS}/root.json"\n',
+_SECTIONS: dict[str, dict[str, Callable[[str], str]]] = {
+    "update": {
+        "server": lambda text: f"repository = [{json.dumps(text)}]\n",
+        "channel": lambda text: f"channel = {json.dumps(text)}\n",
+        "root": lambda _: f'root = "{_OURS}/root.json"\n',
+    },
+    "cluster": {
+        "etcd-ca": lambda _: f'ca = "{_ETCD}/ca.pem"\n',
+        "etcd-cert": lambda _: f'cert = "{_ETCD}/cert.pem"\n',
+        "etcd-key": lambda _: f'key = "{_OURS}/etcd-key.pem"\n',
+    },
 }
-"""Settings of the section [update], each a line of it."""
+"""Settings of the daemon, each a line of its section."""
 
-_FILES: dict[str, Callable[[str], File]] = {
-    "hostname": lambda text: File(path="/etc/hostname", content=f"{text}\n"),
-    "ssh-keys": lambda text: File(path="/etc/ssh/authorized_keys.d/core", content=f"{text}\n"),
-    "root": lambda text: File(path=f"{_OURS}/root.json", content=f"{text}\n"),
-    "settings": lambda text: File(path=f"{_OURS}/60-settings.toml", content=f"{text}\n"),
-    "etcd": lambda text: File(path="/etc/default/etcd", content=f"{text}\n"),
+_ETCD_TLS = {
+    "etcd-ca": {
+        "ETCD_TRUSTED_CA_FILE": f"{_ETCD}/ca.pem",
+        "ETCD_CLIENT_CERT_AUTH": "true",
+        "ETCD_PEER_TRUSTED_CA_FILE": f"{_ETCD}/ca.pem",
+        "ETCD_PEER_CLIENT_CERT_AUTH": "true",
+    },
+    "etcd-cert": {
+        "ETCD_CERT_FILE": f"{_ETCD}/cert.pem",
+        "ETCD_PEER_CERT_FILE": f"{_ETCD}/cert.pem",
+    },
+    "etcd-key": {
+        "ETCD_KEY_FILE": f"{_ETCD}/key.pem",
+        "ETCD_PEER_KEY_FILE": f"{_ETCD}/key.pem",
+    },
+}
+"""What etcd is told of the certificates, where nobody told it otherwise."""
+
+
+def _files(name: str, text: str) -> Iterable[File]:
+    """Return the files that a setting becomes."""
+    content = f"{text}\n"
+    if name == "etcd-key":
+        yield File(path=f"{_ETCD}/key.pem", content=content, mode=0o640, group="etcd")
+        yield File(path=f"{_OURS}/etcd-key.pem", content=content, mode=0o640, group="update-agent")
+    elif name in _FILES:
+        yield File(path=_FILES[name], content=content)
+
+
+_FILES = {
+    "hostname": "/etc/hostname",
+    "ssh-keys": "/etc/ssh/authorized_keys.d/core",
+    "root": f"{_OURS}/root.json",
+    "settings": f"{_OURS}/60-settings.toml",
+    "etcd-ca": f"{_ETCD}/ca.pem",
+    "etcd-cert": f"{_ETCD}/cert.pem",
 }

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from update_agent.core import units
-from update_agent.core.document import Name
+from update_agent.core.document import Name, Text
 from update_agent.core.window import Window
 from update_agent.errors import HostError, UpdateAgentError
 
@@ -135,6 +135,34 @@ class Reports:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Whose reboot slots this host takes its turn in; asked when ``reboot.strategy`` is lock."""
+
+    endpoints: tuple[Url, ...] = ()
+    """URLs of etcd, for clients; of several members, so that one may be away."""
+    ca: Path | None = None
+    """Who signed etcd's certificates; none: those that the system trusts."""
+    cert: Path | None = None
+    key: Path | None = None
+    """By which etcd knows this host; readable by the user update-agent."""
+    user: Text | None = None
+    password_file: Path | None = None
+    """Where etcd has users, besides or instead of certificates."""
+    deadline: Duration = field(default_factory=lambda: Duration(seconds=5))
+    """For one request to one endpoint."""
+    group: Name = "default"
+    """Hosts of one group share reboot slots."""
+    labels: Annotated[Mapping[Name, Text], Meta(max_length=20)] = field(default_factory=dict)
+    """Of this host, such as its rack; 'update-agentctl lock slots --apart' uses them."""
+    member: Text | None = None
+    """Name of the member of etcd that runs on this host; none: it is known by its addresses."""
+    bad_limit: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """Hosts on which a release rolled back before no other host takes it."""
+    stale: Duration = field(default_factory=lambda: _minutes(60))
+    """After which a host that holds a reboot slot is said to be late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings, checked."""
 
@@ -144,6 +172,7 @@ class Settings:
     trial: Trial = field(default_factory=Trial)
     limits: Limits = field(default_factory=Limits)
     reports: Reports = field(default_factory=Reports)
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 _SECTIONS: Mapping[str, Any] = {
@@ -153,6 +182,7 @@ _SECTIONS: Mapping[str, Any] = {
     "trial": Trial,
     "limits": Limits,
     "reports": Reports,
+    "cluster": Cluster,
 }
 
 
@@ -191,6 +221,34 @@ def merge(fragments: Iterable[Fragment]) -> Inputs:
 
 def check(inputs: Inputs) -> Settings:
     """Return the settings that ``inputs`` say. Raises SettingError, which names the file."""
+    found = check_each(inputs)
+    for (section, name), wanted, good in _together(found):
+        if not good:
+            origin = inputs.origins.get((section, name), DEFAULT)
+            said = text(getattr(getattr(found, section), name))
+            raise SettingError(
+                f"{origin}: {section}.{name} is {said}, and {wanted} is not set",
+                hint=f"set {wanted} in /etc/update-agent/*.toml{_OR.get((section, name), '')}",
+            )
+    return found
+
+
+_OR = {("reboot", "strategy"): ", or another reboot.strategy"}
+
+
+def _together(found: Settings) -> Iterable[tuple[tuple[str, str], str, bool]]:
+    """Yield which setting wants which other one, and whether that is there."""
+    cluster = found.cluster
+    locks = found.reboot.strategy is Strategy.LOCK
+    yield ("reboot", "strategy"), "cluster.endpoints", bool(cluster.endpoints) or not locks
+    yield ("cluster", "key"), "cluster.cert", cluster.key is None or cluster.cert is not None
+    user, password = cluster.user, cluster.password_file
+    yield ("cluster", "user"), "cluster.password_file", user is None or password is not None
+    yield ("cluster", "password_file"), "cluster.user", password is None or user is not None
+
+
+def check_each(inputs: Inputs) -> Settings:
+    """Return what ``inputs`` say, though another file may still be missing. Raises SettingError."""
     sections: dict[str, Any] = {}
     for section, kind in _SECTIONS.items():
         content = inputs.values.get(section, {})
@@ -218,14 +276,20 @@ def text(value: object) -> str:
             return "none"
         case bool():
             return str(value).lower()
-        case tuple():
-            return "[" + ", ".join(text(it) for it in value) + "]"
+        case tuple() | Mapping():
+            return _several(value)
         case timedelta():
             return units.duration_text(value)
         case Window():
             return value.text
         case _:
             return str(value)
+
+
+def _several(values: tuple[object, ...] | Mapping[str, object]) -> str:
+    if isinstance(values, tuple):
+        return "[" + ", ".join(text(it) for it in values) + "]"
+    return "{" + ", ".join(f"{name} = {text(it)}" for name, it in values.items()) + "}"
 
 
 def _want_known(name: str, known: Iterable[str], what: str, origin: str) -> None:

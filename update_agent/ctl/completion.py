@@ -5,7 +5,7 @@ down as /usr/share/bash-completion/completions/update-agentctl.
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _SCRIPT = """\
 # bash completion for {program}, made by '{program} completion bash'
@@ -44,7 +44,7 @@ def script(parser: ArgumentParser) -> str:
     verbs = verbs_of(parser)
     takes_path = {
         name
-        for verb in verbs.values()
+        for verb in _all(verbs.values())
         for action in verb._actions  # noqa: SLF001  there is no public way to ask for options
         if action.metavar in _PATHS
         for name in action.option_strings
@@ -70,11 +70,20 @@ def verbs_of(parser: ArgumentParser) -> Mapping[str, ArgumentParser]:
     return {}
 
 
+def _all(verbs: Iterable[ArgumentParser]) -> Iterator[ArgumentParser]:
+    """Yield ``verbs`` and the verbs of each."""
+    for verb in verbs:
+        yield verb
+        yield from verbs_of(verb).values()
+
+
 def _words(verb: ArgumentParser) -> list[str]:
     """Return the options of a verb, and what may stand in their place."""
     words: list[str] = []
     for action in verb._actions:  # noqa: SLF001
+        if isinstance(action, _SubParsersAction):
+            words += [word for sub in action.choices.values() for word in _words(sub)]
         words += [name for name in action.option_strings if name.startswith("--")]
         if not action.option_strings and action.choices:
             words += [str(choice) for choice in action.choices]
-    return words
+    return list(dict.fromkeys(words))

@@ -10,12 +10,13 @@ import os
 import socket
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from update_agent.core.settings import Settings
+from update_agent.core.settings import Settings, Strategy
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host import cgroup, config, identity, programs, writer
@@ -26,7 +27,7 @@ SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 _ROOM = 64_000_000
 """Bytes that the state folder should have left: metadata, the record, and what replaces them."""
 _SOON = timedelta(days=30)
-"""Before the trusted root expires, people want to hear of it."""
+"""Before a root or certificate expires, people want to hear of it."""
 _BUILT = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock is right that says less."""
 _PROBLEM = HostError.exit_code
@@ -321,6 +322,76 @@ def _reboots(host: Host) -> Found:
         yield Level.OK, f"{text}, at any time", None
 
 
+def _cluster(host: Host) -> Found:
+    from update_agent.host.cluster import connected  # noqa: PLC0415
+    from update_agent.host.etcd import EtcdError, Get  # noqa: PLC0415
+    from update_agent.host.group import PREFIX, Group  # noqa: PLC0415
+
+    cluster, strategy = host.settings.cluster, host.settings.reboot.strategy
+    if strategy is not Strategy.LOCK:
+        yield Level.OK, f"nobody is asked, for reboot.strategy is {strategy}", None
+        return
+    yield from _certificates(host)
+    silent: list[EtcdError] = []
+    for url in cluster.endpoints:
+        with closing(connected(replace(cluster, endpoints=(url,)))) as etcd:
+            try:
+                etcd.get(Get(f"{PREFIX}{cluster.group}/reboot"))
+            except EtcdError as error:
+                silent.append(error)
+            else:
+                yield Level.OK, f"{url} answers", None
+    none = len(silent) == len(cluster.endpoints)
+    for failed in silent:
+        yield Level.PROBLEM if none else Level.WARNING, str(failed), failed.hint
+    if none:
+        return
+    with closing(connected(cluster)) as etcd:
+        view = Group(etcd, cluster.group).look()
+    if view.semaphore:
+        held = len(view.semaphore.holders)
+        yield (
+            Level.OK,
+            f"reboot slots of the group {cluster.group}: {view.semaphore.slots}, held: {held}",
+            None,
+        )
+    else:
+        yield (
+            Level.PROBLEM,
+            view.broken or f"etcd has no reboot slots for the group {cluster.group}",
+            "update-agentctl lock slots 1",
+        )
+
+
+def _certificates(host: Host) -> Found:
+    """Certificates end at once on all hosts that got them together."""
+    from update_agent.host.certificates import file_until, server_until  # noqa: PLC0415
+    from update_agent.host.cluster import access  # noqa: PLC0415
+
+    cluster = host.settings.cluster
+    named = {"cluster.ca": cluster.ca, "cluster.cert": cluster.cert}
+    for name, path in named.items():
+        if path:
+            yield _until(f"{name} {path}", file_until(Path(path)), host.now)
+    for url in cluster.endpoints:
+        if url.startswith("https:"):
+            try:
+                yield _until(f"the certificate of {url}", server_until(url, access(cluster)),
+                             host.now)  # fmt: skip
+            except HostError as error:
+                yield Level.WARNING, str(error), None
+
+
+def _until(what: str, until: datetime, now: datetime) -> tuple[Level, str, str | None]:
+    text, left = f"{what} is good until {until:%Y-%m-%d}", until - now
+    if left < timedelta(0):
+        return Level.PROBLEM, f"{text}: expired", "put a newer one in its place"
+    if left < _SOON:
+        ahead = length(left.total_seconds())
+        return Level.WARNING, f"{text}: expires in {ahead}", "put a newer one in its place"
+    return Level.OK, text, None
+
+
 CHECKS = {
     "identity": _identity,
     "root": _root,
@@ -333,6 +404,7 @@ CHECKS = {
     "daemon": _daemon,
     "programs": _programs,
     "reboots": _reboots,
+    "cluster": _cluster,
 }
 """In the order in which they are shown, after the settings."""
 

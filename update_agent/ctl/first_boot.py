@@ -7,6 +7,8 @@ changes nothing. Also lets STATE fill the disk, and makes the ssh host key, whic
 bring along. One step that fails keeps out no other.
 """
 
+import grp
+import os
 import socket
 from argparse import Namespace
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ _PREFIX = "update-agent."
 
 _EPILOG = """\
 settings: hostname, ssh-keys (for user core), server, channel, root (root.json), settings (TOML, as
-  in /etc/update-agent; 'update-agentctl config' lists them), etcd (ETCD_* lines)
+  in /etc/update-agent; 'update-agentctl config' lists them), etcd (ETCD_* lines), etcd-ca,
+  etcd-cert, etcd-key (PEM; by them etcd knows its members and update-agentd)
 
 examples:
   qemu ... -smbios type=11,value=io.systemd.credential:update-agent.hostname=web-1
@@ -52,10 +55,13 @@ def apply(options: Namespace) -> int:
     """Write what differs, say what was written and what was refused."""
     given = _read(options.credentials, _PREFIX) | _read(options.config, "")
     plan = provision.plan(given)
-    for file in plan.files:
-        if _write(options.root, file):
-            print(f"{file.path} written")
     failed: list[HostError] = [*plan.refused]
+    for file in plan.files:
+        try:
+            if _write(options.root, file):
+                print(f"{file.path} written")
+        except HostError as error:
+            failed.append(error)
     live = options.root == Path("/")
     for step in (_take_hostname, _grow_state, _make_host_key) if live else (_make_host_key,):
         try:
@@ -90,10 +96,14 @@ def _write(root: Path, file: File) -> bool:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as target:
+            if file.group:
+                os.fchown(target.fileno(), -1, grp.getgrnam(file.group).gr_gid)
+            os.fchmod(target.fileno(), file.mode)  # before there is anything to read
             target.write(content)
-        path.chmod(file.mode)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
+    except KeyError as error:
+        raise HostError(f"cannot write {path}: there is no group {file.group}") from error
     return True
 
 

@@ -21,6 +21,7 @@ examples:
   update-agentctl why                       why it does not update, and what would end that
   update-agentctl install                   install what is offered, now, and watch it
   update-agentctl doctor                    is everything there that an update will need?
+  update-agentctl lock status               which hosts of the group reboot, and which wait
   update-agentctl slots --disk disk.img     an image file; needs no root
 
 Reading is for everyone; changing is for root and the group update-agent."""
@@ -72,14 +73,16 @@ VERBS = {
         "steer",
         "install now, past waves and the reboot window",
         "Install what the channel offers, past waves, earlier failures here, and the reboot "
-        "window; never past signatures, a pause of the channel, or a quarantine." + _WAITS,
+        "window; never past signatures, a pause of the channel, or a quarantine; past the "
+        "cluster's lock only with --without-lock." + _WAITS,
         "add_force_options",
     ),
     "reboot": Verb(
         "steer",
         "boot the installed release now",
-        "Boot what is installed now, whatever the window says. Programs in pre-reboot.d and those "
-        "who block a reboot are respected." + _WAITS,
+        "Boot what is installed now, whatever the window says; where hosts reboot in turn, as soon "
+        "as it is this one's. Programs in pre-reboot.d and those who block a reboot are respected."
+        + _WAITS,
         "add_reboot_options",
     ),
     "rollback": Verb(
@@ -107,6 +110,13 @@ VERBS = {
         "show the updates of this host and how they ended",
         "Show the updates that were attempted on this host, the newest first.",
         "add_history_options",
+    ),
+    "lock": Verb(
+        "lock",
+        "show and steer the reboot slots of this host's group",
+        "Show and steer the reboot slots that hosts of a group take in turn "
+        '(reboot.strategy = "lock"), and the releases that rolled back on them. Asks etcd, with '
+        "this host's settings; needs no daemon.",
     ),
     "doctor": Verb(
         "doctor",

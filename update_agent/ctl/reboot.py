@@ -2,19 +2,20 @@
 
 systemd starts it for each connection to ``update-agent-reboot.socket``, with the connection as its
 input and output. Words: ``host/reboot.py``. logind obeys root even against those who block a
-shutdown, so they are asked here once more, after the programs in pre-reboot.d have run.
+shutdown, so they are asked here once more, after the programs in pre-reboot.d have run. The last
+word is the daemon's, which may hold a reboot slot no more by then.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.host import login, programs, reboot
 
-_LINE = 64
 _MESSAGE = "An update of the operating system reboots this host now."
 
 
@@ -29,13 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     ran: list[Path] = []
     failed = None
     try:
-        limit = reboot.read_limit(os.read(sys.stdin.fileno(), _LINE))
+        limit = reboot.read_limit(reboot.read_line(sys.stdin.fileno()))
         ran = programs.run_all(options.folder, limit)
         if held := login.held(login.blockers()):
             raise HostError(held, hint=login.HINT)  # noqa: TRY301  is answered like the others
+        _say(reboot.answer(ran, None))
+        reboot.hear_go(sys.stdin.fileno())
         login.reboot(_MESSAGE)
     except HostError as error:
         failed = error
         cli.complain(command.prog, error)
-    os.write(sys.stdout.fileno(), reboot.answer(ran, failed))
+    _say(reboot.answer(ran, failed))
     return failed.exit_code if failed else 0
+
+
+def _say(answer: bytes) -> None:
+    """Answer, if there is still somebody to hear it."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), answer)

@@ -49,20 +49,27 @@ def add_install_options(verb: ArgumentParser) -> None:
 def add_force_options(verb: ArgumentParser) -> None:
     """Add the options of ``force``."""
     add_waiting_options(verb)
-    verb.set_defaults(run=lambda options: _follow(options, "Force", _installed))
+    _add_lock_option(verb)
+    verb.set_defaults(run=lambda options: _follow(options, _locked(options, "Force"), _installed))
 
 
 def add_reboot_options(verb: ArgumentParser) -> None:
     """Add the options of ``reboot``."""
     add_waiting_options(verb)
-    verb.set_defaults(run=lambda options: _follow(options, "Reboot", _rebooted, {"rebooting"}))
+    _add_lock_option(verb)
+    verb.set_defaults(
+        run=lambda options: _follow(options, _locked(options, "Reboot"), _rebooted, {"rebooting"})
+    )
 
 
 def add_rollback_options(verb: ArgumentParser) -> None:
     """Add the options of ``rollback``."""
     add_options(verb)
+    _add_lock_option(verb)
     verb.set_defaults(
-        run=lambda options: _ask(options, "the other slot boots next; rebooting", "Rollback")
+        run=lambda options: _ask(
+            options, "the other slot boots next; rebooting", _locked(options, "Rollback")
+        )
     )
 
 
@@ -88,6 +95,18 @@ def add_resume_options(verb: ArgumentParser) -> None:
     """Add the options of ``resume``."""
     add_options(verb)
     verb.set_defaults(run=lambda options: _ask(options, "updates go on", "Resume"))
+
+
+def _add_lock_option(verb: ArgumentParser) -> None:
+    verb.add_argument(
+        "--without-lock", action="store_true",
+        help="ask the cluster nothing: neither for a reboot slot, nor whether etcd stands it, nor"
+        " whether the release is known to be bad",
+    )  # fmt: skip
+
+
+def _locked(options: Namespace, method: str) -> str:
+    return f"{method}WithoutLock" if options.without_lock else method
 
 
 def _ask(options: Namespace, done: str, method: str, *texts: str) -> int:

@@ -9,6 +9,7 @@ from update_agent.errors import HostError
 
 OS_RELEASE = Path("/etc/os-release")
 MACHINE_ID = Path("/etc/machine-id")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def os_release(path: Path = OS_RELEASE) -> dict[str, str]:
@@ -38,6 +39,11 @@ def machine_id(path: Path = MACHINE_ID) -> str:
             hint="systemd-machine-id-setup makes one; see machine-id(5)",
         )
     return text
+
+
+def boot_id(path: Path = BOOT_ID) -> str:
+    """Return what the kernel calls this boot. Raises HostError."""
+    return _read(path).strip()
 
 
 def _read(path: Path) -> str:

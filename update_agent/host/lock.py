@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _BOOTS = 100
 STALE = 3600.0
 """Seconds after which a holder is said to be late."""
+_BAD = 50
+"""Releases that are remembered to be told."""
 _CHANGE_SLOTS = "'update-agentctl lock slots NUMBER', after a look at which hosts reboot now"
 
 
@@ -68,7 +70,7 @@ class Note:
     """The boots of this host, and of no copy of it, that had this wish."""
     leaving: bool = False
     """It is to be ended as soon as etcd can be reached."""
-    bad: Annotated[tuple[Version, ...], Meta(max_length=50)] = ()
+    bad: Annotated[tuple[Version, ...], Meta(max_length=_BAD)] = ()
     """Releases that rolled back here; etcd does not know yet."""
     cluster: Annotated[str, Meta(max_length=20)] = ""
     revision: Annotated[int, Meta(ge=0)] = 0
@@ -128,6 +130,7 @@ class Lock:
         *,
         now: Callable[[], datetime],
         new_nonce: Callable[[], str],
+        stale: float = STALE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
@@ -135,6 +138,7 @@ class Lock:
         self._book = notebook
         self._now = now
         self._new_nonce = new_nonce
+        self._stale = stale
         self._monotonic = monotonic
         self._turn = threading.RLock()
         self._revision = notebook.note.revision
@@ -159,6 +163,18 @@ class Lock:
             if wait is None:
                 self._remember()
             return wait
+
+    def look(self, running: Version, target: Version | None) -> Wait | None:
+        """Return why this host could hold no reboot slot now; it asks for none."""
+        with self._turn:
+            nonce = self._book.note.nonce or self._new_nonce()
+            wish = replace(self._holder(nonce), running=running, target=target)
+            view = self._group.look()
+            if wait := self._doubt(view):
+                return wait
+            quiet = self._group.quiet(_slots(view))
+            after = semaphore.acquire(_slots(view), self._me.host, wish, quiet=quiet)
+            return self._explained(after, view, quiet) if isinstance(after, Wait) else None
 
     def confirm(self) -> Wait | None:
         """Tell that this host reboots now; return why it must not."""
@@ -203,6 +219,47 @@ class Lock:
             if mine and mine.wish.nonce == nonce:
                 self._group.leave(mine)
             self._book.write(replace(self._book.note, nonce=None, boots=(), leaving=False))
+
+    # What is owed to etcd, until it can be reached
+
+    @property
+    def owes(self) -> bool:
+        """There is something that etcd is to be told."""
+        return self._book.note.leaving or bool(self._book.note.bad)
+
+    @property
+    def bad(self) -> tuple[Version, ...]:
+        """Releases that rolled back here, of which etcd does not know yet."""
+        return self._book.note.bad
+
+    def leave_later(self) -> None:
+        """Let the next ``leave`` release; durable on return. Without a wish, nothing is done."""
+        with self._turn:
+            if self.wishing:
+                self._book.write(replace(self._book.note, leaving=True))
+
+    def leave(self) -> None:
+        """Release, if that is still wanted: who acquired again meanwhile keeps what it has."""
+        with self._turn:
+            if self._book.note.leaving:
+                self.release()
+
+    def rolled_back(self, version: Version) -> None:
+        """Remember that ``version`` rolled back here; durable on return."""
+        with self._turn:
+            others = tuple(it for it in self.bad if it != version)
+            self._book.write(replace(self._book.note, bad=(*others, version)[-_BAD:]))
+
+    def told(self, version: Version) -> None:
+        """Forget it: etcd knows."""
+        with self._turn:
+            others = tuple(it for it in self.bad if it != version)
+            self._book.write(replace(self._book.note, bad=others))
+
+    def runs_member(self, *, member: bool) -> None:
+        """Take note whether a member of etcd runs here."""
+        with self._turn:
+            self._me = replace(self._me, member=member)
 
     def called(self, seconds: float) -> bool:
         """Wait until this host should ask again; False: nothing came for ``seconds``."""
@@ -272,7 +329,7 @@ class Lock:
         said, found = wait.sentence, _slots(view)
         if at := view.place():
             said += f"; this host is number {at} of {view.waiting} waiting"
-        late = [it for it in found.holders.values() if self._group.seen(it.nonce) > STALE]
+        late = [it for it in found.holders.values() if self._group.seen(it.nonce) > self._stale]
         if wait.reason in (Reason.LOCK, Reason.LOCK_LABEL, Reason.QUORUM) and late:
             minutes = max(self._group.seen(it.nonce) for it in late) / 60
             return replace(

@@ -1,38 +1,49 @@
 """How the daemon has root drain and reboot the host: the words over one connection.
 
 The daemon sends a line with the time limit of the programs in pre-reboot.d, in seconds. The other
-side runs them, asks logind to reboot, and answers with JSON: what it ran, or what failed. It takes
-nothing else from the daemon, so a daemon gone bad can have this host rebooted, and no more.
+side runs them, and says so in a line of JSON: what it ran, or what failed. Then the daemon has the
+last word, ``reboot`` and a line's end; whatever else it says, or when it is gone, nothing is
+rebooted. The answer to that is a line as the first. It takes nothing else from the daemon, so a
+daemon gone bad can have this host rebooted, and no more.
 """
 
 import json
+import os
 import re
+import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from update_agent.errors import HostError
 
 SOCKET = Path("/run/update-agent/reboot.sock")
 GRACE = 60.0
-"""Seconds more than the limit until the answer must be there."""
+"""Seconds more than the limit until the answer must be there; and for the last word."""
 MAX_LIMIT = 24 * 3600.0
+GO = b"reboot\n"
 
 _LINE = re.compile(rb"([0-9]{1,6}(?:\.[0-9]{1,3})?)\n")
 _MAX = 16 * 1024
+_LONGEST = 64
 _LOOK = "journalctl -u 'update-agent-reboot@*'"
 
 
-def by_root(limit: float, address: Path = SOCKET) -> None:
+def go() -> None:
+    """Let it be rebooted; a last word of who has nothing to add."""
+
+
+def by_root(limit: float, last_word: Callable[[], None] = go, address: Path = SOCKET) -> None:
     """Have the host drained within ``limit`` seconds and rebooted. Returns when it is on its way.
 
-    Raises HostError with what forbids it.
+    ``last_word`` is called when it is drained, and raises what forbids the reboot then. Raises
+    HostError with what forbids it.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(limit + GRACE)
             connection.connect(str(address))
-            ask(connection, limit)
+            ask(connection, limit, last_word)
     except TimeoutError as error:
         raise HostError(f"draining this host took longer than {limit:.0f} s", hint=_LOOK) from error
     except OSError as error:
@@ -42,12 +53,19 @@ def by_root(limit: float, address: Path = SOCKET) -> None:
         ) from error
 
 
-def ask(connection: socket.socket, limit: float) -> list[str]:
+def ask(connection: socket.socket, limit: float, last_word: Callable[[], None] = go) -> list[str]:
     """Return the programs that were run. Raises HostError with what failed, OSError."""
     connection.sendall(f"{limit:.3f}\n".encode())
-    connection.shutdown(socket.SHUT_WR)
+    ran = _answered(connection)
+    last_word()
+    connection.sendall(GO)
+    _answered(connection)
+    return ran
+
+
+def _answered(connection: socket.socket) -> list[str]:
     data = b""
-    while len(data) <= _MAX and (more := connection.recv(_MAX)):
+    while len(data) <= _MAX and not data.endswith(b"\n") and (more := connection.recv(_MAX)):
         data += more
     try:
         answer = json.loads(data)
@@ -59,12 +77,30 @@ def ask(connection: socket.socket, limit: float) -> list[str]:
     return ran
 
 
+# The other side ----------------------------------------------------------------------------------
+
+
 def read_limit(data: bytes) -> float:
     """Return the time limit that was asked for. Raises HostError."""
     found = _LINE.fullmatch(data)
     if not found or not 0 < float(found[1]) <= MAX_LIMIT:
         raise HostError(f"{data[:40]!r} is no time limit")
     return float(found[1])
+
+
+def hear_go(file: int) -> None:
+    """Wait for the daemon's last word on ``file``. Raises HostError when it is another one."""
+    ready, _, _ = select.select([file], [], [], GRACE)
+    if not ready or read_line(file) != GO:
+        raise HostError("update-agentd does not want the reboot any more")
+
+
+def read_line(file: int) -> bytes:
+    """Return what comes on ``file`` up to a line's end, or all there is."""
+    data = b""
+    while len(data) < _LONGEST and not data.endswith(b"\n") and (more := os.read(file, 1)):
+        data += more
+    return data
 
 
 def answer(ran: Sequence[Path], error: HostError | None) -> bytes:
@@ -74,4 +110,4 @@ def answer(ran: Sequence[Path], error: HostError | None) -> bytes:
         "error": str(error) if error else None,
         "hint": error.hint if error else None,
     }
-    return json.dumps(said).encode()
+    return json.dumps(said).encode() + b"\n"

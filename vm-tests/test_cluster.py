@@ -1,0 +1,453 @@
+"""Three hosts with an etcd of their own, that reboot in turn: updated while they serve, by a good
+release, by a bad one, and by one whose first host never comes back.
+
+The machines stay the same for all of it: each test goes on where the one before ended.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from threading import Event, Thread
+from typing import Any, Self
+
+import pytest
+import requests
+from conftest import NewMachine
+from depot import Depot
+from follower import Host
+from machine import HOST as OUTSIDE
+from machine import MachineError, Network, free_port
+from releases import LEAN, NEVER_UP, Files, Workshop, deadline
+
+from tests.etcd import Ca
+from tests.server.process import Server, serving
+from update_agent.core.report import host_id
+
+NUMBERS = (1, 2, 3)
+PORT = 80
+ENOUGH = 600.0
+"""Seconds after which something that was waited for does not come any more."""
+
+SETTINGS = """\
+update.interval = "30m"
+reboot.strategy = "lock"
+trial.soak = "3s"
+limits.floor = "200M"
+limits.pressure = 100
+reports.url = "{reports}"
+reports.interval = "1m"
+cluster.endpoints = ["https://10.77.0.1:2379", "https://10.77.0.2:2379", "https://10.77.0.3:2379"]
+cluster.stale = "10s"
+"""
+
+ETCD = """\
+ETCD_NAME=web-{number}
+ETCD_LISTEN_PEER_URLS=https://0.0.0.0:2380
+ETCD_LISTEN_CLIENT_URLS=https://0.0.0.0:2379
+ETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.77.0.{number}:2380
+ETCD_ADVERTISE_CLIENT_URLS=https://10.77.0.{number}:2379
+ETCD_INITIAL_CLUSTER={members}
+ETCD_INITIAL_CLUSTER_STATE=new
+ETCD_HEARTBEAT_INTERVAL=500
+ETCD_ELECTION_TIMEOUT=5000
+"""
+
+WEB = """\
+[Unit]
+Description=What the hosts are for
+After=network.target
+
+[Service]
+ExecStart=/usr/bin/python3 -I -m http.server 80 --directory /usr/share/web
+"""
+
+
+def network_of(number: int) -> str:
+    return (
+        f"[Match]\nMACAddress=52:54:00:77:00:{number:02x}\n"
+        f"[Network]\nAddress=10.77.0.{number}/24\nLinkLocalAddressing=no\n"
+    )
+
+
+PATIENT = {
+    f"usr/lib/systemd/system/{unit}.service.d/patient.conf": (
+        f"[Service]\nTimeoutStartSec=15min\nTimeoutStopSec=5min\n{more}"
+    )
+    for unit, more in (
+        ("etcd", ""), ("update-agent-writer", ""), ("update-agentd", "WatchdogSec=10min\n"),
+    )
+}  # fmt: skip
+"""For three emulated machines on processors that others want as well."""
+
+NETWORK = {
+    f"etc/systemd/network/10-private-{number}.network": network_of(number) for number in NUMBERS
+}
+WITH_ETCD = {name: text for name, text in LEAN.items() if "etcd" not in name}
+
+SERVES = PATIENT | deadline(1800) | NETWORK | WITH_ETCD | {
+    "usr/lib/systemd/system/web.service": WEB,
+    "usr/lib/systemd/system/multi-user.target.d/web.conf": "[Unit]\nWants=web.service\n",
+    "usr/share/web/index.html": "It works.\n",
+}  # fmt: skip
+"""A release that serves, with a member of etcd."""
+
+
+@dataclass
+class Caller:
+    """Calls the service all the time: the next host, when one does not answer."""
+
+    ports: Sequence[int]
+    served: int = 0
+    passed_over: int = 0
+    failed: list[float] = field(default_factory=list)
+    ended: Event = field(default_factory=Event)
+
+    def run(self) -> None:
+        first = 0
+        while not self.ended.wait(0.1):
+            first += 1
+            if not any(self._answers(first + at) for at in range(len(self.ports))):
+                self.failed.append(time.monotonic())
+
+    def _answers(self, at: int) -> bool:
+        url = f"http://127.0.0.1:{self.ports[at % len(self.ports)]}/"
+        try:
+            good = requests.get(url, timeout=3).text == "It works.\n"
+        except requests.RequestException:
+            good = False
+        self.served += good
+        self.passed_over += not good
+        return good
+
+    def __enter__(self) -> Self:
+        self._thread = Thread(target=self.run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self._thread.join()
+
+
+@dataclass
+class Fleet:
+    """Three hosts, what they follow, and whom they report to."""
+
+    hosts: list[Host]
+    depot: Depot
+    workshop: Workshop
+    ports: list[int]
+    reports: int
+    """The update server's port."""
+    tokens: dict[str, str]
+
+    def ctl(self, words: str, at: int = 0) -> str:
+        return self.hosts[at].machine.run(f"sudo update-agentctl {words}")
+
+    def lock(self, at: int = 0) -> Any:  # noqa: ANN401  what JSON holds
+        return self.hosts[at].machine.json("sudo update-agentctl lock status --json")
+
+    def offer(self, version: str, files: Files) -> None:
+        image = self.workshop.release(version, files)
+        self.depot.add(image, version, level=1)
+        self.workshop.forget(image)
+
+    def promote(self, version: str) -> None:
+        """Offer a release to every host, and let them ask for it now."""
+        self.depot.promote(version)
+        together(self, lambda it: it.machine.run("sudo update-agentctl check --no-wait"))
+
+    def server(self) -> Any:  # noqa: ANN401  a context manager
+        return serving(
+            self.depot.folder, "--port", str(self.reports), tokens=self.tokens,
+            log=self.depot.folder / "server.log",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fleet(workshop: Workshop, new_machine: NewMachine) -> Iterator[Fleet]:
+    folder = workshop.folder / "depot-cluster"
+    folder.mkdir()
+    depot, reports = Depot(folder=folder), free_port()
+    ca = Ca(folder / "ca")
+    disk = workshop.disk(workshop.release("1.0.0", SERVES))
+    network, ports = Network(port=free_port()), [free_port() for _ in NUMBERS]
+    members = ",".join(f"web-{it}=https://10.77.0.{it}:2380" for it in NUMBERS)
+    settings = depot.settings(SETTINGS.format(reports=f"http://{OUTSIDE}:{reports}"))
+    machines = []
+    for number, port in zip(NUMBERS, ports, strict=True):
+        cert, key = ca.issue(f"web-{number}", [f"10.77.0.{number}", "127.0.0.1"])
+        credentials = {
+            "etcd": ETCD.format(number=number, members=members), "etcd-ca": ca.path.read_text(),
+            "etcd-cert": cert.read_text(), "etcd-key": key.read_text(),
+        }  # fmt: skip
+        machines.append(
+            new_machine(
+                disk, f"web-{number}", number=number, cpus=1, memory=1024, network=network,
+                forwards={port: PORT}, credentials={**settings, **credentials},
+            )
+        )  # fmt: skip
+    with depot.served():
+        for machine in machines:
+            machine.power_on()
+        for machine in machines:
+            machine.wait_until_up()
+        hosts = [Host(machine, depot) for machine in machines]
+        yield Fleet(hosts, depot, workshop, ports, reports, {})
+        for machine in machines:
+            machine.cut_power()
+    workshop.forget(disk)
+
+
+def watch(
+    host: Host, true: Callable[[Mapping[str, Any]], bool], *, boots: bool = False
+) -> Mapping[str, Any]:
+    """Wait until the daemon says something of which ``true`` holds; ``boots``: over reboots."""
+    deadline, last = time.monotonic() + ENOUGH, None
+    while time.monotonic() < deadline:
+        with suppress(MachineError):
+            for last in host.statuses():
+                if true(last):
+                    return last
+        assert boots, f"{host.machine.name} went down: {last}"
+    raise AssertionError(f"{host.machine.name} says at last: {last}")
+
+
+def reason(status: Mapping[str, Any]) -> str:
+    return str((status["reason"] or {}).get("code", ""))
+
+
+def together(fleet: Fleet, work: Callable[[Host], Any]) -> list[Any]:
+    with ThreadPoolExecutor(len(fleet.hosts)) as pool:
+        return list(pool.map(work, fleet.hosts))
+
+
+# Stories -----------------------------------------------------------------------------------------
+
+
+def test_three_hosts_with_certificates_are_a_cluster(fleet: Fleet) -> None:
+    assert "has 1 reboot slot" in fleet.ctl("lock slots 1")
+
+    machine = fleet.hosts[0].machine
+    found = [it for it in machine.json("sudo update-agentctl doctor --json || true")
+             if it["check"] == "cluster"]  # fmt: skip
+    assert "problem" not in {it["level"] for it in found}, found
+    assert found[-1]["text"] == "reboot slots of the group default: 1, held: 0"
+    keys = "/etc/etcd/key.pem /etc/update-agent/etcd-key.pem"
+    assert machine.run(f"sudo stat -c '%a %U:%G' {keys}") == (
+        "640 root:etcd\n640 root:update-agent\n"
+    )
+    assert "etcd-key.pem" in machine.fails("sudo -u nobody update-agentctl lock status")
+
+
+def test_an_update_goes_through_the_hosts_one_at_a_time_while_they_serve(
+    fleet: Fleet, figure: Callable[[str], None]
+) -> None:
+    marks = [len(host.machine.lines) for host in fleet.hosts]
+    with ExitStack() as ended, ThreadPoolExecutor(3) as pool:
+        server = ended.enter_context(fleet.server())
+        fleet.tokens |= server.tokens
+        for host in fleet.hosts:
+            host.machine.put(server.tokens["hosts"], "/etc/update-agent/report-token")
+        until(lambda: len(server.api("/v1/hosts")["hosts"]) == len(NUMBERS))
+        fleet.offer("1.1.0", SERVES | {"etc/motd": "This is 1.1.0.\n"})
+        caller = ended.enter_context(Caller(fleet.ports))
+        began = time.monotonic()
+        fleet.promote("1.1.0")
+        work: set[Future[Mapping[str, Any]]] = {pool.submit(updated, host) for host in fleet.hosts}
+        done, work = wait(work, return_when=FIRST_COMPLETED)
+        server.end()  # and it is away while the second host is updated
+        more, work = wait(work, return_when=FIRST_COMPLETED)
+        ended.enter_context(fleet.server())
+        last, _ = wait(work)
+        assert {it.result()["running"] for it in (*done, *more, *last)} == {"1.1.0"}
+        for host in fleet.hosts:
+            watch(host, lambda it: it["state"] == "idle")
+        calls = caller.served + caller.passed_over
+
+    away = sorted(away_times(host, mark) for host, mark in zip(fleet.hosts, marks, strict=True))
+    for before, after in pairwise(away):
+        assert before.confirmed < after.down, "two hosts were away at the same time"
+    assert caller.failed == []
+    assert fleet.lock()["holders"] == []
+    for it in away:
+        figure(
+            f"cluster, {it.name}: down {it.down - began:.0f} s after the promotion, up at"
+            f" {it.up - began:.0f} s, confirmed at {it.confirmed - began:.0f} s"
+        )
+    figure(
+        f"cluster: {calls} calls of the service during the update, {caller.passed_over} passed on"
+        f" to the next host, {len(caller.failed)} failed"
+    )
+
+
+def updated(host: Host) -> Mapping[str, Any]:
+    """Wait until slot B was booted and is confirmed; the last host waits for all others."""
+    host.machine.wait_for_serial("gptprio: slot B: kernel verified", 3 * ENOUGH)
+    host.machine.wait_until_up()
+    host.machine.wait_for_serial(r"Finished .*Confirm the booted slot")
+    return host.status()
+
+
+@dataclass(frozen=True, order=True)
+class Away:
+    """When a host went down, came up, and was confirmed."""
+
+    down: float
+    up: float
+    confirmed: float
+    name: str
+
+
+def away_times(host: Host, mark: int) -> Away:
+    """Return when a host went down, came up, and was confirmed."""
+    lines = host.machine.lines[mark:]
+
+    def first(text: str, since: float = 0) -> float:
+        return next(it.at for it in lines if it.at >= since and text in it.text)
+
+    down = first("reboot: Restarting system")
+    up = first("multi-user.target", down)
+    confirmed = first("Confirm the booted slot", down)
+    at = host.machine.at
+    return Away(at(down), at(up), at(confirmed), host.machine.name)
+
+
+def is_stopped(status: Mapping[str, Any]) -> bool:
+    """Return whether a host fell back, or does not take what fell back elsewhere."""
+    return status["state"] == "failed" or reason(status) == "bad-release"
+
+
+@pytest.mark.case(68)
+def test_a_bad_release_is_stopped_by_its_first_host(
+    fleet: Fleet, figure: Callable[[str], None]
+) -> None:
+    marks = [len(host.machine.lines) for host in fleet.hosts]
+    began = time.monotonic()
+    fleet.offer("1.2.0", NEVER_UP)
+    fleet.promote("1.2.0")
+
+    found = together(fleet, lambda host: watch(host, is_stopped, boots=True))
+
+    assert {it["running"] for it in found} == {"1.1.0"}
+    (first,) = [at for at, it in enumerate(found) if it["state"] == "failed"]
+    assert found[first]["history"][0]["outcome"] == "fell-back"
+    name = fleet.hosts[first].machine.name
+    for at, (host, status) in enumerate(zip(fleet.hosts, found, strict=True)):
+        assert boots_a(host, marks[at]) is (at == first)
+        if at != first:
+            assert reason(status) == "bad-release"
+            assert status["reason"]["sentence"] == f"1.2.0 rolled back on {name}"
+            assert "lock forgive 1.2.0" in status["reason"]["ends"]
+            assert not any(it["next"] for it in status["slots"] if it["slot"] == "A")
+    until(lambda: fleet.lock()["holders"] == [])
+    assert fleet.lock()["bad_releases"] == {"1.2.0": [name]}
+    figure(f"cluster: a bad release was stopped by 1 of 3 hosts, {time.monotonic() - began:.0f} s"
+           " after it was built")  # fmt: skip
+
+
+@pytest.mark.case(78)
+@pytest.mark.case(92)
+def test_a_host_that_never_comes_back_stops_the_others_until_people_act(
+    fleet: Fleet, figure: Callable[[str], None]
+) -> None:
+    marks = [len(host.machine.lines) for host in fleet.hosts]
+    began = time.monotonic()
+    fleet.offer("1.3.0", SERVES | {"etc/motd": "This is 1.3.0.\n"})
+    fleet.promote("1.3.0")
+    assert "may be installed again" in fleet.ctl("lock forgive 1.2.0")
+    assert fleet.lock()["bad_releases"] == {}
+
+    first = boots_first(fleet, marks)
+    gone = fleet.hosts[first]
+    gone.machine.cut_power()
+    second, third = (at for at in range(len(NUMBERS)) if at != first)
+    others = [fleet.hosts[second], fleet.hosts[third]]
+
+    for host in others:
+        held = watch(host, lambda it: reason(it) in {"lock", "lock-stale"})
+        assert f"the reboot slot is held by {gone.machine.name}" in held["reason"]["sentence"]
+    for host in others:
+        late = watch(host, lambda it: reason(it) == "lock-stale")
+        assert f"{gone.machine.name} did not come back" in late["reason"]["sentence"]
+        assert late["running"] == "1.1.0"
+    figure(f"cluster: with a host gone for good the others wait, lock-stale"
+           f" {time.monotonic() - began:.0f} s after the release was built")  # fmt: skip
+
+    revision = fleet.lock(second)["revision"]
+    said = fleet.ctl(f"lock release {gone.machine.name} --revision {revision}", second)
+    assert "is free; it was 1.1.0 -> 1.3.0" in said
+    for host in others:  # two of three members are left
+        said = host.machine.fails("sudo update-agentctl reboot")
+        assert "without this host 1 would be left" in " ".join(said.split())
+        assert reason(host.status()) == "quorum"
+
+    gone.machine.power_on()
+    gone.machine.wait_until_up()
+    watch(gone, lambda it: it["running"] == "1.3.0" and it["state"] == "idle", boots=True)
+    following, last = others
+    mark = len(following.machine.lines)
+    following.machine.run("sudo update-agentctl reboot --no-wait")
+    until(lambda: boots_a(following, mark))
+    assert "reboots are frozen" in fleet.ctl("lock slots 0", third)
+    watch(following, lambda it: it["running"] == "1.3.0" and it["state"] == "idle", boots=True)
+    assert "reboots are frozen" in last.machine.fails("sudo update-agentctl reboot")
+    figure(f"cluster: when it was back all went on; the second ran 1.3.0"
+           f" {time.monotonic() - began:.0f} s after it was built")  # fmt: skip
+
+
+def boots_first(fleet: Fleet, marks: Sequence[int]) -> int:
+    """Return which host boots slot A first, while it does."""
+    found: list[int] = []
+
+    def booted() -> bool:
+        pairs = enumerate(zip(fleet.hosts, marks, strict=True))
+        found.extend(at for at, (host, mark) in pairs if boots_a(host, mark))
+        return bool(found)
+
+    until(booted)
+    assert len(found) == 1
+    return found[0]
+
+
+def boots_a(host: Host, mark: int) -> bool:
+    """Return whether a host has booted slot A since its console had ``mark`` lines."""
+    lines = list(host.machine.lines)[mark:]
+    return any("gptprio: slot A: kernel verified" in it.text for it in lines)
+
+
+def test_what_the_update_server_shows_is_what_happened(fleet: Fleet) -> None:
+    with fleet.server() as server:
+        for host in fleet.hosts:
+            host.machine.run("sudo systemctl restart update-agentd")  # it need not wait so long
+        for host in fleet.hosts:
+            machine = host.machine
+            happened = {
+                it["attempt"]: (it["from"], it["to"], it["outcome"], it["why"] or "")
+                for it in machine.json("update-agentctl history --json")
+            }
+            name = host_id(machine.run("cat /etc/machine-id").strip())
+            until(partial(shows, server, name, happened))
+            found = server.api(f"/v1/hosts/{name}")["host"]
+            assert (found["name"], found["group"]) == (machine.name, "default")
+            assert found["version"] == host.status()["running"]
+
+
+def shows(server: Server, name: str, happened: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether the update server shows the attempts of a host as they were."""
+    return happened == {
+        it["attempt"]: (it["running"], it["version"], it["outcome"], it["why"])
+        for it in server.api(f"/v1/hosts/{name}")["attempts"]
+    }
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for something that is asked for, and not told."""
+    deadline = time.monotonic() + ENOUGH
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
