@@ -328,7 +328,7 @@ def test_a_bad_release_is_stopped_by_its_first_host(
 ) -> None:
     marks = [len(host.machine.lines) for host in fleet.hosts]
     began = time.monotonic()
-    fleet.offer("1.2.0", NEVER_UP)
+    fleet.offer("1.2.0", NEVER_UP | deadline(25))
     fleet.promote("1.2.0")
 
     found = together(fleet, lambda host: watch(host, is_stopped, boots=True))

@@ -36,7 +36,7 @@ CUTS = {"write": 12, "flip": 14, "trial": 8, "confirm": 6}
 """By phase: the write of slot B; the flip, the way down and the selector; the boot on trial; its
 end."""
 
-STEP = 12.0
+STEP = 8.0
 """Seconds between two snapshots."""
 
 SEED = 20261124
