@@ -25,14 +25,23 @@ EMPTY = BootFlags()
 Files = Mapping[str, str]
 """Content by path; a script's begins with #!."""
 
-LEAN = {
+QUIET = {
     f"usr/lib/systemd/system/{unit}.d/lean.conf": "[Unit]\nConditionPathExists=/not-in-this-test\n"
     for unit in (
         "docker.service", "docker.socket", "containerd.service", "etcd.service",
         "apparmor.service", "systemd-resolved.service",
     )
 }  # fmt: skip
-"""Leaves out what takes half of a boot, where it isn't the subject."""
+"""Starts nothing of what takes half of a boot, where it isn't the subject."""
+
+LEAN = QUIET | dict.fromkeys(
+    (
+        "usr/sbin/dockerd", "usr/bin/docker", "usr/bin/containerd", "usr/bin/etcd",
+        "usr/bin/containerd-shim-runc-v2", "usr/sbin/runc",
+    ),
+    "",
+)  # fmt: skip
+"""The same, and its programs are empty: an image of two thirds the size."""
 
 
 def deadline(seconds: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from conftest import NewMachine
 from depot import Depot
 from machine import Machine, Throttle
-from releases import LEAN, Workshop
+from releases import QUIET, Workshop
 
 DISK = 50_000_000
 """Bytes a second."""
@@ -90,7 +90,7 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
     folder = workshop.folder / "depot-limits"
     folder.mkdir()
     depot = Depot(folder=folder)
-    old, new = workshop.release("1.0.0", LEAN), workshop.release("1.1.0", LEAN)
+    old, new = workshop.release("1.0.0", QUIET), workshop.release("1.1.0", QUIET)
     depot.add(new, "1.1.0", level=3)
     depot.promote("1.1.0")
     disk = workshop.disk(old)
