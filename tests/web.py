@@ -342,11 +342,11 @@ class Web:
     @contextlib.contextmanager
     def _open(self, sock: socket.socket) -> Iterator[None]:
         """Close ``sock`` at the end, or when the server ends."""
-        with self._lock:
-            self._sockets.add(sock)
-            if self._ending.is_set():
-                sock.shutdown(socket.SHUT_RDWR)
         try:
+            with self._lock:
+                self._sockets.add(sock)
+                if self._ending.is_set():
+                    sock.shutdown(socket.SHUT_RDWR)  # fails when the peer is gone
             yield
         finally:
             with self._lock:

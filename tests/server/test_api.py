@@ -181,6 +181,13 @@ def test_a_question_that_is_not_understood_is_refused(server: Server, query: str
     assert server.ask("GET", f"/v1/hosts?{query}", by="operators").status_code == 400
 
 
+@pytest.mark.parametrize("since", [-1, 10**30, "yesterday"])
+def test_a_time_that_no_database_takes_is_refused(server: Server, since: object) -> None:
+    asked = server.ask("GET", f"/v1/channels/stable/failures?since={since}", by="operators")
+
+    assert asked.status_code == 400
+
+
 # Who may -----------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
+from msgspec import Meta
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -52,7 +53,7 @@ class Nothing:
 class Since:
     """From when on, in seconds since 1970."""
 
-    since: int = 0
+    since: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
