@@ -16,7 +16,6 @@ What has no header, or fewer parts than were asked for, is no answer of etcd, an
 """
 
 import base64
-import http.client
 import io
 import json
 import random
@@ -26,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from update_agent.errors import HostError
+from update_agent.host import connection
 
 _MAX_ANSWER = 8_000_000
 """Bytes."""
@@ -480,39 +479,10 @@ class _Deadline:
             raise TimeoutError
         return left
 
-
-_DEADLINE: ContextVar[_Deadline] = ContextVar("deadline")
-"""Of the request that this thread sends: libraries lie between it and its socket."""
-
-
-class _TimedSocket(io.RawIOBase):
-    """A socket's bytes, read before a deadline."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: _Deadline) -> None:
-        self._raw, self._sock, self._deadline = raw, sock, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        self._sock.settimeout(self._deadline.left())
-        return self._raw.readinto(buffer) or 0
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(
-        self,
-        sock: socket.socket,
-        debuglevel: int = 0,
-        method: str | None = None,
-        url: str | None = None,
-    ) -> None:
-        super().__init__(sock, debuglevel, method, url)
-        self.fp = io.BufferedReader(_TimedSocket(self.fp.detach(), sock, _DEADLINE.get()))
+    def read_into(self, raw: io.RawIOBase, sock: socket.socket, buffer: memoryview) -> int:
+        """Read what the socket has. Raises TimeoutError."""
+        sock.settimeout(self.left())
+        return raw.readinto(buffer) or 0
 
 
 class _Whole(urllib3.connection.HTTPConnection):
@@ -522,7 +492,7 @@ class _Whole(urllib3.connection.HTTPConnection):
     is only there that it refuses a client's certificate.
     """
 
-    response_class = _Response
+    response_class = connection.Response
     _held: bytearray | None = None
 
     def request(self, *words: Any, **more: Any) -> None:  # noqa: ANN401
@@ -559,17 +529,9 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-class _Session(requests.Session):
-    """Never looks at redirects: even told not to follow them, requests reads their whole body."""
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        del resp
-        return None
-
-
 def _session(access: Access) -> requests.Session:
     """Return a session whose connections are made with the certificates that there are then."""
-    session = _Session()
+    session = connection.Session()
     session.trust_env = False
     session.verify = access.ca or True
     if access.cert:
@@ -590,14 +552,11 @@ def _posted(
 ) -> requests.Response:
     """Send a request, and return the answer as far as its headers."""
     made = requests.Request("POST", url, data=json.dumps(body), headers=headers).prepare()
-    token = _DEADLINE.set(deadline)
-    try:
+    with connection.watched(deadline):
         return session.send(
             made, timeout=deadline.left(), stream=True, allow_redirects=False,
             verify=session.verify, cert=session.cert, proxies={},
         )  # fmt: skip
-    finally:
-        _DEADLINE.reset(token)
 
 
 # What went wrong ---------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urljoin
@@ -36,6 +35,7 @@ from requests.utils import prepend_scheme_if_needed
 
 from update_agent.core.bucket import Bucket
 from update_agent.errors import HostError
+from update_agent.host import connection
 
 _REDIRECTS = 5
 """Redirects followed for one request."""
@@ -193,7 +193,7 @@ class Network:
 
     def session(self) -> requests.Session:
         """Return a session of one thread; requests' own are not made to be shared."""
-        session = _Session()
+        session = connection.Session()
         session.trust_env = False
         session.verify = self.way.ca_file or True
         session.cert = self.way.certificate
@@ -257,7 +257,7 @@ def post(
     limits = network.limits
     with network.session() as session:
         timeout = (min(limits.connect, network.left()), min(limits.silence, network.left()))
-        with _translated(network, url), watch.watching():
+        with _translated(network, url), connection.watched(watch):
             answer = session.post(
                 url, data, headers={"Content-Type": "application/json", **headers},
                 timeout=timeout, stream=True, allow_redirects=False,
@@ -279,7 +279,7 @@ def request(
     for _ in range(_REDIRECTS + 1):
         left = watch.network.left()
         timeout = (min(limits.connect, left), min(limits.silence, left))
-        with _translated(watch.network, here), watch.watching():
+        with _translated(watch.network, here), connection.watched(watch):
             answer = session.get(
                 here, headers=headers, timeout=timeout, stream=True, allow_redirects=False
             )
@@ -450,15 +450,6 @@ class Watch:
             return waited
         return max(waited, size * spent / self.read)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the answer to a request that is sent within."""
-        token = _WATCH.set(self)
-        try:
-            yield
-        finally:
-            _WATCH.reset(token)
-
     def read_into(self, raw: io.RawIOBase, sock: socket.socket, buffer: memoryview) -> int:
         """Read what the socket has. Raises what is wrong with that."""
         if self.ended.is_set():
@@ -500,57 +491,15 @@ class Watch:
             self._recent_bytes -= count
 
 
-_WATCH: ContextVar[Watch] = ContextVar("watch")
-"""Who watches the request that this thread sends: libraries lie between it and its socket."""
-
-
-class _Session(requests.Session):
-    """Never looks at redirects: even told not to follow them, requests reads their whole body."""
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        del resp
-        return None
-
-
-class _WatchedSocket(io.RawIOBase):
-    """A socket's bytes, read under watch."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket, watch: Watch) -> None:
-        self._raw, self._sock, self._watch = raw, sock, watch
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        return self._watch.read_into(self._raw, self._sock, buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(
-        self,
-        sock: socket.socket,
-        debuglevel: int = 0,
-        method: str | None = None,
-        url: str | None = None,
-    ) -> None:
-        super().__init__(sock, debuglevel, method, url)
-        if watch := _WATCH.get(None):
-            self.fp = io.BufferedReader(_WatchedSocket(self.fp.detach(), sock, watch))
-
-
 class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Response
+    response_class = connection.Response
 
     def _new_conn(self) -> socket.socket:
         return _marked(super()._new_conn())
 
 
 class _TlsConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Response
+    response_class = connection.Response
 
     def _new_conn(self) -> socket.socket:
         return _marked(super()._new_conn())
@@ -577,7 +526,7 @@ _POOLS = {"http": _Pool, "https": _TlsPool}
 
 
 def _adapter(proxy: str | None) -> HTTPAdapter:
-    """Return what sends the requests of a session, over connections that give a ``_Response``."""
+    """Return what sends the requests of a session, over connections of ours."""
     adapter = HTTPAdapter(pool_connections=2, pool_maxsize=2)
     adapter.poolmanager.pool_classes_by_scheme = _POOLS
     if proxy:
