@@ -9,7 +9,7 @@ from update_agent.host.quorum import quorum_wait
 
 def waits(etcd3: Cluster, *own: str) -> Wait | None:
     with etcd3.client(deadline=10.0) as etcd:
-        return quorum_wait(etcd, own)
+        return quorum_wait(etcd, etcd.members(), own)
 
 
 @pytest.mark.parametrize("by", ["name", "id", "address"])

@@ -148,9 +148,10 @@ class ClusterReboots:
 
     def _quorum(self) -> Wait | None:
         """Return why etcd does not stand the reboot of its members here. Raises EtcdError."""
-        own = cluster.own(self._settings, self._etcd.members())
+        members = self._etcd.members()
+        own = cluster.own(self._settings, members)
         self._lock.runs_member(member=bool(own))
-        return quorum_wait(self._etcd, own) if own else None
+        return quorum_wait(self._etcd, members, own)
 
     def _deliver(self) -> bool:
         """Tell etcd what it is owed; return whether there was something. Raises HostError."""

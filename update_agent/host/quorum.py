@@ -1,6 +1,6 @@
 """Whether etcd stands it when this host reboots, should one of its members run here."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from update_agent.core.quorum import Standing, quorum
@@ -8,13 +8,12 @@ from update_agent.core.reason import Wait
 from update_agent.host.etcd import Etcd, Member
 
 
-def quorum_wait(etcd: Etcd, own: Collection[str]) -> Wait | None:
+def quorum_wait(etcd: Etcd, members: Sequence[Member], own: Collection[str]) -> Wait | None:
     """Return why this host must not reboot now: without it etcd would lose its quorum.
 
-    ``own`` is what a member that runs here may go by: its name, its id, and the names and addresses
-    of this host, as in a member's URLs. Raises EtcdError.
+    ``members`` are all that etcd has. ``own`` is what one that runs here may go by: its name, its
+    id, and the names and addresses of this host, as in a member's URLs. Raises EtcdError.
     """
-    members = etcd.members()
     if not any(_is_one(it, own) for it in members):
         return None
     return quorum([_standing(etcd, it, own) for it in members])
