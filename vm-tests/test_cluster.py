@@ -23,7 +23,7 @@ from machine import HOST as OUTSIDE
 from machine import MachineError, Network, free_port
 from releases import LEAN, NEVER_UP, Files, Workshop, deadline
 
-from tests.etcd import Ca
+from tests.etcd import Ca, until
 from tests.server.process import Server, serving
 from update_agent.core.report import host_id
 
@@ -253,7 +253,7 @@ def test_an_update_goes_through_the_hosts_one_at_a_time_while_they_serve(
         fleet.tokens |= server.tokens
         for host in fleet.hosts:
             host.machine.put(server.tokens["hosts"], "/etc/update-agent/report-token")
-        until(lambda: len(server.api("/v1/hosts")["hosts"]) == len(NUMBERS))
+        until(lambda: len(server.api("/v1/hosts")["hosts"]) == len(NUMBERS), ENOUGH)
         fleet.offer("1.1.0", SERVES | {"etc/motd": "This is 1.1.0.\n"})
         caller = ended.enter_context(Caller(fleet.ports))
         began = time.monotonic()
@@ -344,7 +344,7 @@ def test_a_bad_release_is_stopped_by_its_first_host(
             assert status["reason"]["sentence"] == f"1.2.0 rolled back on {name}"
             assert "lock forgive 1.2.0" in status["reason"]["ends"]
             assert not any(it["next"] for it in status["slots"] if it["slot"] == "A")
-    until(lambda: fleet.lock()["holders"] == [])
+    until(lambda: fleet.lock()["holders"] == [], ENOUGH)
     assert fleet.lock()["bad_releases"] == {"1.2.0": [name]}
     figure(f"cluster: a bad release was stopped by 1 of 3 hosts, {time.monotonic() - began:.0f} s"
            " after it was built")  # fmt: skip
@@ -392,7 +392,7 @@ def test_a_host_that_never_comes_back_stops_the_others_until_people_act(
     following, last = others
     mark = len(following.machine.lines)
     following.machine.run("sudo update-agentctl reboot --no-wait")
-    until(lambda: boots_a(following, mark))
+    until(lambda: boots_a(following, mark), ENOUGH)
     assert "reboots are frozen" in fleet.ctl("lock slots 0", third)
     watch(following, lambda it: it["running"] == "1.3.0" and it["state"] == "idle", boots=True)
     assert "reboots are frozen" in last.machine.fails("sudo update-agentctl reboot")
@@ -409,7 +409,7 @@ def boots_first(fleet: Fleet, marks: Sequence[int]) -> int:
         found.extend(at for at, (host, mark) in pairs if boots_a(host, mark))
         return bool(found)
 
-    until(booted)
+    until(booted, ENOUGH)
     assert len(found) == 1
     return found[0]
 
@@ -431,7 +431,7 @@ def test_what_the_update_server_shows_is_what_happened(fleet: Fleet) -> None:
                 for it in machine.json("update-agentctl history --json")
             }
             name = host_id(machine.run("cat /etc/machine-id").strip())
-            until(partial(shows, server, name, happened))
+            until(partial(shows, server, name, happened), ENOUGH)
             found = server.api(f"/v1/hosts/{name}")["host"]
             assert (found["name"], found["group"]) == (machine.name, "default")
             assert found["version"] == host.status()["running"]
@@ -443,11 +443,3 @@ def shows(server: Server, name: str, happened: Mapping[str, tuple[str, ...]]) ->
         it["attempt"]: (it["running"], it["version"], it["outcome"], it["why"])
         for it in server.api(f"/v1/hosts/{name}")["attempts"]
     }
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait for something that is asked for, and not told."""
-    deadline = time.monotonic() + ENOUGH
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -295,26 +296,32 @@ def known(fleet: Fleet, version: str) -> list[str]:
         return groups.bad_hosts(etcd, version)
 
 
-def test_that_a_release_is_bad_is_known_before_the_slot_is_free_whatever_comes_between(
-    tmp_path: Path, logind: Logind
-) -> None:
-    del logind
+@contextmanager
+def a_holder_without_etcd(folder: Path) -> Iterator[tuple[Fleet, ClusterReboots]]:
+    """Yield hosts, and the first of them: it holds a reboot slot, and the one member died."""
     with cluster(1) as etcds:
-        fleet = Fleet(etcds, tmp_path)
+        fleet = Fleet(etcds, folder)
         fleet.change(lambda it: it)
         first = fleet.host(1)
         assert ask(first) is None
         etcds.members[0].kill()
+        yield fleet, first
 
+
+def test_that_a_release_is_bad_is_known_before_the_slot_is_free_whatever_comes_between(
+    tmp_path: Path, logind: Logind
+) -> None:
+    del logind
+    with a_holder_without_etcd(tmp_path) as (fleet, first):
         first.rolled_back(V("1.1.0"))
         first.give_back()
         note = json.loads((tmp_path / "1" / NOTE).read_text())
         assert (note["bad"], note["leaving"]) == (["1.1.0"], True)
         fleet.host(1).give_back()  # the daemon began anew; both go on trying
 
-        etcds.start()
+        fleet.etcds.start()
         until(lambda: fleet.holders() == [])
-        with etcds.client() as etcd:
+        with fleet.etcds.client() as etcd:
             (bad,) = etcd.get(Get(groups.bad_key("1.1.0"), prefix=True)).found[0].entries
         assert bad.value == b"web-1"
         assert bad.created < fleet.look().changed
@@ -329,13 +336,7 @@ def test_without_etcd_nobody_reboots_and_all_goes_on_when_it_is_back(
     tmp_path: Path, logind: Logind
 ) -> None:
     del logind
-    with cluster(1) as etcds:
-        fleet = Fleet(etcds, tmp_path)
-        fleet.change(lambda it: it)
-        first = fleet.host(1)
-        assert ask(first) is None
-        etcds.members[0].kill()
-
+    with a_holder_without_etcd(tmp_path) as (fleet, first):
         wait = refused(first)
         assert wait.reason is Reason.LOCK_UNREACHABLE
         assert "cannot be reached" in wait.sentence
@@ -344,7 +345,7 @@ def test_without_etcd_nobody_reboots_and_all_goes_on_when_it_is_back(
             first.reboot(ATTEMPT, without_lock=False)
         assert fleet.rebooted == []
 
-        etcds.start()
+        fleet.etcds.start()
         assert ask(first) is None
         first.reboot(ATTEMPT, without_lock=False)
         assert fleet.rebooted == ["web-1"]
