@@ -262,6 +262,21 @@ def test_a_daemon_that_begins_anew_goes_on_with_the_interval(
     play(story, Fakes(kept=replace(record.fresh(START), checked=asked)))
 
 
+def test_who_asks_while_the_repository_is_asked_waits_for_the_same_answer() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+
+    async def story(case: Case) -> None:
+        await case.daemon.check()
+        await case.daemon.check()
+        assert case.state is State.CHECKING
+        await case.settle()
+
+    case = play(story, fakes)
+
+    assert case.state is State.IDLE
+    assert len(fakes.asked_for) == 1
+
+
 def test_checks_of_many_hosts_spread() -> None:
     fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
     case = play(check, fakes)

@@ -137,7 +137,9 @@ class Daemon:
     # What people ask for -------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Ask the repository now. Raises NotNowError."""
+        """Ask the repository now; what is under way is it. Raises NotNowError."""
+        if self.record.state is State.CHECKING:
+            return
         self._want(Event.CHECK, "check")
         await self.happened(Event.CHECK)
 
