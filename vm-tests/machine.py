@@ -3,6 +3,9 @@
 Whoever waits, waits for an event: a line on the serial console, a command that returns, the end of
 the process. Cutting the power is killing QEMU. A machine never writes to the disk it is given: it
 gets a qcow2 layer above it, which is also what a snapshot is.
+
+When the host resets, its QEMU ends and a new one goes on: in one that is emulated and has booted
+before, all that is written where code was is slow, and a kernel may take 50 s instead of 5.
 """
 
 import json
@@ -138,10 +141,12 @@ class Machine:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ssh_port = self.ssh_port or free_port()
         self._news = threading.Condition()
+        self._power = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
+        self._life: threading.Thread | None = None
         self._began = 0.0
         self._seen = 0
+        self._cut = False
         self._over = True
         self.booted_at = 0.0
         """When the last boot began, in seconds since power-on."""
@@ -183,44 +188,36 @@ class Machine:
 
     def power_on(self, *, load: str | None = None) -> None:
         """Start the machine; with ``load``, from a snapshot of the running machine."""
-        assert self._process is None, f"{self.name} is on"
-        (self.folder / "qmp").unlink(missing_ok=True)
+        assert self._life is None, f"{self.name} is on"
         self.lines.clear()
         self._seen = 0
-        self._over = False
+        self._cut = self._over = False
         self.booted_at = 0.0
         self._began = time.monotonic()
-        place = self.folder / "console"
-        place.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(place))
-            listener.listen(1)
-            command = [*self._command(listener.fileno()), *(["-loadvm", load] if load else [])]
-            with (self.folder / "qemu.log").open("ab") as errors:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-                    pass_fds=[listener.fileno()], start_new_session=True,
-                )  # fmt: skip
-        (self.folder / "pid").write_text(str(self._process.pid))
-        console = socket.socket(socket.AF_UNIX)
-        console.connect(str(place))
-        self._reader = threading.Thread(target=self._read, args=[console], daemon=True)
-        self._reader.start()
+        lines = self._start(load)
+        self._life = threading.Thread(target=self._live, args=[*lines], daemon=True)
+        self._life.start()
 
     def cut_power(self) -> None:
         """Take the power away, whatever the machine is doing."""
-        if self._process is not None:
-            self._process.kill()
-            self._ended(self._process)
+        if self._life is not None:
+            with self._power:
+                self._cut = True
+                if self._process is not None:
+                    self._process.kill()
+            self._ended(self._life)
 
     def wait_until_off(self, timeout: float = BOOT) -> None:
         """Wait until the machine has switched itself off."""
-        assert self._process is not None
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise self._error(f"{self.name} is still on after {timeout:.0f} s") from None
-        self._ended(self._process)
+        assert self._life is not None
+        self._life.join(timeout)
+        if self._life.is_alive():
+            raise self._error(f"{self.name} is still on after {timeout:.0f} s")
+        self._ended(self._life)
+
+    def leave(self) -> None:
+        """Let it live without this process, resets and all."""
+        self.qmp("set-action", {"reboot": "reset"})
 
     def boot(self) -> None:
         """Power on, and wait until the host is up."""
@@ -247,7 +244,38 @@ class Machine:
         self.booted_at = self.lines[self._seen - 1].at
         self.wait_until_up()
 
-    def _command(self, console: int) -> list[str]:
+    def _start(self, load: str | None = None) -> tuple[socket.socket, socket.socket]:
+        """Start QEMU; return its serial line, and what tells its events."""
+        (self.folder / "qmp").unlink(missing_ok=True)
+        with _listener(self.folder / "console") as console, _listener(self.folder / "news") as news:
+            command = self._command(console.fileno(), news.fileno())
+            with (self.folder / "qemu.log").open("ab") as errors:
+                self._process = subprocess.Popen(
+                    [*command, *(["-loadvm", load] if load else [])],
+                    stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
+                    pass_fds=[console.fileno(), news.fileno()], start_new_session=True,
+                )  # fmt: skip
+        (self.folder / "pid").write_text(str(self._process.pid))
+        events = _connected(self.folder / "news")
+        events.sendall(b'{"execute": "qmp_capabilities"}')
+        return _connected(self.folder / "console"), events
+
+    def _live(self, console: socket.socket, events: socket.socket) -> None:
+        """Read what the console says until the machine is off; a reset only begins a new QEMU."""
+        while True:
+            self._read(console)
+            was_reset = _tells_reset(events)
+            with self._power:
+                if self._process is not None:
+                    self._process.wait()
+                if self._cut or not was_reset:
+                    break
+                console, events = self._start()
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+
+    def _command(self, console: int, news: int) -> list[str]:
         return [
             "qemu-system-x86_64",
             "-name", self.name,
@@ -263,6 +291,9 @@ class Machine:
             )),
             "-serial", "chardev:console",
             "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off",
+            "-chardev", f"socket,id=news,fd={news},server=on,wait=on",
+            "-mon", "chardev=news,mode=control",
+            "-action", "reboot=shutdown",
             "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}",
             "-drive", f"if=pflash,unit=1,format=qcow2,file={self._variables}",
             "-drive", f"if=none,id=disk,format=qcow2,file={self.layer}{self.throttle.options()}",
@@ -295,12 +326,10 @@ class Machine:
     def _variables(self) -> Path:
         return self.folder / "variables.qcow2"
 
-    def _ended(self, process: subprocess.Popen[bytes]) -> None:
-        process.wait()
-        if self._reader is not None:
-            self._reader.join()
+    def _ended(self, life: threading.Thread) -> None:
+        life.join()
         self.forget_ssh()
-        self._process = None
+        self._life = self._process = None
 
     # The serial console --------------------------------------------------------------------------
 
@@ -338,9 +367,6 @@ class Machine:
                 with self._news:
                     self.lines += [Line(at=now, text=_ESCAPE.sub("", text)) for text in whole]
                     self._news.notify_all()
-        with self._news:
-            self._over = True
-            self._news.notify_all()
 
     def _error(self, what: str) -> MachineError:
         tail = "\n".join(line.text for line in self.lines[-30:])
@@ -508,6 +534,30 @@ class Machine:
             with suppress(MachineError):
                 journal = self.run("sudo journalctl --no-pager --boot=all", timeout=60, check=False)
                 (folder / f"{self.name}.journal").write_text(journal)
+
+
+def _listener(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+    return listener
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(path))
+    return connection
+
+
+def _tells_reset(events: socket.socket) -> bool:
+    """Return whether QEMU, which has ended, did so because the machine was to begin anew."""
+    said = b""
+    with events:
+        while piece := _received(events):
+            said += piece
+    told = [json.loads(line) for line in said.splitlines()]
+    return any(it.get("data", {}).get("reason") == "guest-reset" for it in told)
 
 
 def _received(console: socket.socket) -> bytes:

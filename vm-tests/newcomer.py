@@ -197,7 +197,7 @@ def _watch_update(machine: Machine, page: Page) -> None:
     _tell_boot(machine, page)
     machine.wait_for_serial(r"gptprio: slot B: kernel verified")
     page.say("reboot", "the selector starts slot B, on trial: one of 3 tries is used")
-    machine.forget_ssh()
+    machine.leave()
     end = _tell_boot(machine, page)
     if end["running"] != NEW:
         raise MachineError(f"{machine.name} runs {end['running']}, not {NEW}")

@@ -79,6 +79,7 @@ def up(options: Namespace) -> int:
             made.wait_until_up()
             if options.count > 1:
                 made.join_network()
+            made.leave()
         except MachineError as error:
             raise HostError(str(error)) from error
         tell(f"{made.name} is up: vm-tests/vm ssh {made.name}")
