@@ -2,6 +2,7 @@
 
 import datetime as dt
 import secrets
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Accepted, Semaphore
 from update_agent.core.version import Version
 from update_agent.host.etcd import Access, Etcd
-from update_agent.host.group import Edit, Group, View
+from update_agent.host.group import LEASE, Edit, Group, View
 from update_agent.host.lock import Lock, Me, Notebook
 
 OLD, NEW = Version("1.0.0"), Version("1.1.0")
@@ -26,6 +27,13 @@ class Clock:
         return self.now
 
 
+class RealClock(Clock):
+    """Time as it is."""
+
+    def __call__(self) -> float:
+        return time.monotonic()
+
+
 @dataclass
 class Host:
     """A machine; ``lock`` is what its daemon holds in memory."""
@@ -37,6 +45,7 @@ class Host:
     labels: dict[str, str] = field(default_factory=dict)
     member: bool = False
     skew: dt.timedelta = dt.timedelta(0)
+    lease: int = LEASE
     boots: int = 0
     monotonic: Clock = field(default_factory=Clock)
     etcd: Etcd = field(init=False)
@@ -60,7 +69,7 @@ class Host:
             host=self.id, name=f"web-{self.number}", boot_id=boot,
             labels=self.labels, member=self.member,
         )  # fmt: skip
-        self.view = Group(self.etcd, self.group, monotonic=self.monotonic)
+        self.view = Group(self.etcd, self.group, lease=self.lease, monotonic=self.monotonic)
         self.lock = Lock(
             self.view, me, Notebook(self.folder / f"note-{self.number}"),
             now=lambda: dt.datetime.now(dt.UTC) + self.skew,
@@ -69,7 +78,7 @@ class Host:
 
     def reboot(self) -> None:
         self.boots += 1
-        self.monotonic = Clock()
+        self.monotonic = type(self.monotonic)()
         self.restart()
 
     def acquire(self) -> Reason | None:

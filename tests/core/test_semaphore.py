@@ -24,8 +24,9 @@ from update_agent.core.semaphore import (
     encode,
     encode_waiting,
     force,
-    in_turn,
+    offer,
     release,
+    withdraw,
 )
 from update_agent.core.version import Version
 from update_agent.errors import HostError
@@ -288,7 +289,7 @@ def queue(*wishes: Holder) -> list[Waiting]:
 
 
 def turn(found: Semaphore, *wishes: Holder) -> list[str]:
-    return [it.wish.name for it in in_turn(found, queue(*wishes))]
+    return [it.wish.name for it in offer(found, queue(*wishes))[1]]
 
 
 def test_as_many_as_slots_are_free_in_the_order_in_which_they_came() -> None:
@@ -311,6 +312,28 @@ def test_a_member_of_etcd_that_waits_for_another_holds_up_nobody() -> None:
     assert turn(found, wish(5, member=True), wish(4)) == ["web-4"]
 
 
+def test_what_is_offered_is_held_and_not_known_to_be_taken() -> None:
+    found, turn = offer(group(1, slots=2), queue(wish(5), wish(4)))
+
+    assert [it.wish.name for it in turn] == ["web-5"]
+    assert found.holders == {host(1): wish(1), host(5): wish(5, offered=True)}
+    assert acquire(found, host(5), wish(5)) == found
+
+
+def test_only_an_offer_that_is_not_confirmed_is_withdrawn() -> None:
+    found, _ = offer(group(1, slots=4), queue(wish(5), wish(4), wish(3)))
+    confirmed = confirm(found, host(4), wish(4), NOON)
+    assert isinstance(confirmed, Semaphore)
+    again = acquire(confirmed, host(3), wish(3, boot_id="another"))
+    assert isinstance(again, Semaphore)
+
+    after = withdraw(again, [host(number) for number in range(9)])
+
+    assert again.holders.keys() - after.holders.keys() == {host(5)}
+    assert after.released is None
+    assert isinstance(confirm(after, host(5), wish(5), NOON), Wait)
+
+
 # From and to JSON --------------------------------------------------------------------------------
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
@@ -324,7 +347,7 @@ VERSIONS = st.none() | st.sampled_from(["1.0.0", "2.1.0-rc.1"]).map(Version)
 HOLDERS = st.builds(
     Holder, nonce=HEX, boot_id=NAMES, name=TEXTS, since=TIMES, running=VERSIONS, target=VERSIONS,
     labels=st.dictionaries(NAMES, TEXTS, max_size=3), member=st.booleans(),
-    confirmed=st.none() | TIMES, rest=REST,
+    drain=st.integers(0, 3600), offered=st.booleans(), confirmed=st.none() | TIMES, rest=REST,
 )  # fmt: skip
 SEMAPHORES = st.builds(
     Semaphore, format=st.just(1), slots=st.integers(0, 10_000), gap=st.integers(0, 600),

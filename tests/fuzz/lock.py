@@ -1,14 +1,14 @@
 """Hosts that reboot, crash and are forced, over members of etcd that fail; then a look at it all.
 
-At least fifty hosts acquire, confirm and release at random, are begun anew and rebooted in between,
-while operators change the rules and force holders out, and members are killed, paused, cut off and
-lose their leadership. ``violations`` then reads every value that the group's key ever had:
+At least fifty hosts acquire, confirm and release at random, are silent, begun anew and rebooted in
+between, while operators change the rules and force holders out, and members are killed, paused, cut
+off and lose their leadership. ``violations`` then reads every value that the group's key ever had:
 
 * no holder was added beyond the slots there were, beside another of its rack, or beside another
   member of etcd;
 * no holder's nonce or name was exchanged for another's;
 * nobody was removed but by itself or by an operator who named it, and who had confirmed leaves a
-  trace of its return.
+  trace of its return; who had not even taken what it was offered, by anybody.
 
 And hosts that were let through to reboot are counted by themselves, without etcd.
 
@@ -18,6 +18,7 @@ And hosts that were let through to reboot are counted by themselves, without etc
 import argparse
 import contextlib
 import itertools
+import logging
 import sys
 import tempfile
 import threading
@@ -29,7 +30,7 @@ from pathlib import Path
 from random import Random
 
 from tests.etcd import Cluster, cluster, until
-from tests.locks import Host, held, rule
+from tests.locks import Host, RealClock, held, rule
 from update_agent.core import semaphore
 from update_agent.core.semaphore import Semaphore
 from update_agent.host.etcd import Etcd, EtcdError, UnclearError
@@ -37,6 +38,8 @@ from update_agent.host.group import PREFIX, Group, force
 
 MOST = 10
 """Reboot slots at most."""
+_LEASE = 3
+"""Seconds after which a host that is silent has left the queue, or lets an offer lapse."""
 GROUP = "fuzz"
 
 
@@ -85,10 +88,30 @@ def _removed(
             yield f"{held_before.name} was exchanged for another"
         if now or nonce in named:
             continue
-        if nonce not in itself:
+        if nonce not in itself and not semaphore.is_offer(held_before):
             yield f"{held_before.name} was removed by somebody else"
         elif held_before.confirmed and (not after.released or after.released.nonce != nonce):
             yield f"{held_before.name} had confirmed, and left no trace"
+
+
+def offers(history: Sequence[Semaphore]) -> int:
+    """Return how many reboot slots were offered."""
+    return sum(
+        semaphore.is_offer(it) and host not in before.holders
+        for before, after in itertools.pairwise(history)
+        for host, it in after.holders.items()
+    )
+
+
+class _Withdrawals(logging.Handler):
+    """Counts what hosts say that they withdrew."""
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__()
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run.counts["withdrawn"] += record.getMessage().startswith("withdrawn")
 
 
 def history_of(etcd: Etcd, group: str, first: int) -> list[Semaphore]:
@@ -164,7 +187,7 @@ def play(run: Run, host: Host, random: Random) -> None:
             run.counts["unreachable"] += 1
 
 
-_WANTING = (*["acquire"] * 20, "confirm", "release", "restart", "reboot")
+_WANTING = (*["acquire"] * 20, "confirm", "release", "restart", "reboot", "silence")
 _HOLDING = ("acquire", "confirm", "confirm", "confirm", "release", "release", "restart", "reboot")
 
 
@@ -185,6 +208,8 @@ def _step(run: Run, host: Host, what: str, *, holds: bool) -> bool:
             run.returns(host)
             host.release()
             return False
+        case "silence":
+            run.ended.wait(2 * _LEASE)
         case "restart":
             host.restart()
         case _:
@@ -271,12 +296,15 @@ def fuzz(operations: int, seed: int, *, hosts: int = 60) -> tuple[Run, list[str]
         three.client(deadline=30.0) as etcd,
     ):
         run = Run(three, operations, seed)
+        handler = _Withdrawals(run)
+        logging.getLogger("update_agent").addHandler(handler)
         rule(etcd, 3, group=GROUP, apart=("rack",))
         first = Group(etcd, GROUP).look().changed
         players = [
             Host(
                 it, three.access(deadline=2.0), Path(folder), group=GROUP,
-                labels={"rack": str(it % 13)}, member=it % 20 == 0,
+                labels={"rack": str(it % 13)}, member=it % 20 == 0, lease=_LEASE,
+                monotonic=RealClock(),
             )
             for it in range(hosts)
         ]  # fmt: skip
@@ -295,6 +323,7 @@ def fuzz(operations: int, seed: int, *, hosts: int = 60) -> tuple[Run, list[str]
         run.ended.set()
         for thread in others:
             thread.join()
+        logging.getLogger("update_agent").removeHandler(handler)
         if run.errors:
             raise run.errors[0]
         three.ready()
@@ -309,6 +338,7 @@ def _judged(run: Run, etcd: Etcd, players: Sequence[Host], first: int) -> list[s
         host.etcd.close()
     history = history_of(etcd, GROUP, first)
     run.counts["values"] = len(history)
+    run.counts["offers"] = offers(history)
     wrong = violations(history, released=run.released, forced=run.forced)
     if run.most_away > MOST:
         wrong.append(f"{run.most_away} hosts were away at once, of at most {MOST}")
@@ -332,6 +362,7 @@ def figures(run: Run, wrong: Sequence[str], seconds: float) -> str:
     return (
         f"lock: {counts['operations']} operations of 60 hosts in {seconds:.0f} s (seed {run.seed}):"
         f" {counts['grants']} granted, {counts['confirmed']} confirmed,"
+        f" {counts['offers']} offered, {counts['withdrawn']} offers withdrawn,"
         f" at most {run.most_away} away,"
         f" {counts['forced']} forced, {counts['force refused']} times too late for it,"
         f" {counts['restart'] + counts['reboot']} crashes;"

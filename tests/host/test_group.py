@@ -11,7 +11,7 @@ import pytest
 
 from tests.etcd import Cluster
 from tests.gateway import Fault, gateway
-from tests.locks import held, rule
+from tests.locks import Clock, held, rule
 from update_agent.core import semaphore
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Holder, Semaphore
@@ -242,8 +242,8 @@ def test_a_queue_keeps_the_order_in_which_hosts_came(etcd: Etcd) -> None:
     mine = view.mine(host(3))
     assert mine
     group.stay(mine.lease)
-    group.leave(mine)
-    group.leave(mine)
+    assert group.leave(mine, view)
+    assert group.leave(mine, view)
     assert [it.wish.name for it in group.look().queue] == ["web-5", "web-4"]
 
 
@@ -284,7 +284,9 @@ def test_from_behind_the_head_one_goes_when_nobody_in_it_may(etcd: Etcd) -> None
     assert not view.in_turn(host(0), quiet=0)
 
 
-def test_whoever_changes_the_slots_calls_the_next_and_nobody_else(etcd: Etcd) -> None:
+def test_whoever_changes_the_slots_offers_them_to_the_next_and_calls_nobody_else(
+    etcd: Etcd,
+) -> None:
     rule(etcd, 0)
     group = Group(etcd, "web")
     for number in (1, 2, 3):
@@ -296,18 +298,30 @@ def test_whoever_changes_the_slots_calls_the_next_and_nobody_else(etcd: Etcd) ->
     assert group.called(host(1), view.revision, 60)
     assert group.called(host(2), view.revision, 60)
     assert not group.called(host(3), view.revision, 0.2)
+    assert dict(held(etcd).holders) == {host(it): replace(wish(it), offered=True) for it in (1, 2)}
+    assert [it.host for it in group.look().queue] == [host(3)]
 
 
-def test_a_host_whose_call_led_to_nothing_is_called_again(etcd: Etcd) -> None:
+def test_an_offer_lapses_after_the_drain_and_the_lease_by_the_observers_clock(etcd: Etcd) -> None:
     rule(etcd, 0)
-    group = Group(etcd, "web")
-    view = group.join(host(1), wish(1))
-    for _ in range(3):
-        rule(etcd, 1)
-        assert group.called(host(1), view.revision, 60)
-        rule(etcd, 0)
-        view = group.look()
-        assert not group.called(host(1), view.revision, 0.1)
+    time = Clock()
+    group = Group(etcd, "web", monotonic=time)
+    group.join(host(1), replace(wish(1), drain=300))
+    group.join(host(2), wish(2))
+    rule(etcd, 2)
+    assert group.lapsed(seen_by(group)) == []
+
+    time.now += LEASE + 1
+    assert group.lapsed(seen_by(group)) == [host(2)]
+    assert Group(etcd, "web", monotonic=time).lapsed(seen_by(group)) == []
+    time.now += 300
+    assert group.lapsed(seen_by(group)) == [host(1), host(2)]
+
+
+def seen_by(group: Group) -> Semaphore:
+    found = group.look().semaphore
+    assert found
+    return found
 
 
 def test_a_queued_host_that_leaves_just_then_fails_no_change_for_ever(
@@ -315,28 +329,42 @@ def test_a_queued_host_that_leaves_just_then_fails_no_change_for_ever(
 ) -> None:
     rule(etcd, 0)
     view = Group(etcd, "web").join(host(1), wish(1))
-    mine = view.mine(host(1))
-    assert mine
     with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
 
         def before(number: int) -> None:
             if number == 1:
-                Group(etcd, "web").leave(mine)
+                leaves(etcd, view)
 
         fake.before = before
         rule(other, 5)
-    assert held(etcd).slots == 5
+    assert (held(etcd).slots, held(etcd).holders) == (5, {})
+
+
+def leaves(etcd: Etcd, view: View) -> None:
+    mine = view.mine(host(1))
+    assert mine
+    assert Group(etcd, "web").leave(mine, view)
+    assert Group(etcd, "web").look().queue == ()
 
 
 def test_a_host_that_left_the_queue_is_woken(etcd: Etcd) -> None:
     rule(etcd, 0)
     group = Group(etcd, "web")
     view = group.join(host(1), wish(1))
-    mine = view.mine(host(1))
-    assert mine
-    group.leave(mine)
+    leaves(etcd, view)
 
     assert group.called(host(1), view.revision, 60)
+
+
+def test_nobody_leaves_a_queue_whose_slots_changed_since_for_one_may_be_offered(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    view = Group(etcd, "web").join(host(1), wish(1))
+    mine = view.mine(host(1))
+    assert mine
+    rule(etcd, 1)
+
+    assert not Group(etcd, "web").leave(mine, view)
+    assert holders(etcd) == {host(1)}
 
 
 @pytest.mark.case(84)

@@ -268,6 +268,69 @@ def test_what_is_forced_goes_on_to_the_next_and_the_holder_must_not_reboot(
     assert set(held(etcd).holders) == {two.id}
 
 
+@pytest.mark.case(78)
+def test_who_is_gone_when_its_turn_comes_holds_up_the_others_for_a_while(
+    etcd: Etcd, host: New
+) -> None:
+    rule(etcd, 1)
+    one, gone, two, three = host(1), host(2), host(3), host(4)
+    for it in (one, gone, two, three):
+        it.acquire()
+    one.lock.release()
+    assert set(held(etcd).holders) == {gone.id}
+    assert two.acquire() is Reason.LOCK
+
+    two.monotonic.now += LEASE + 1
+    assert two.acquire() is None
+
+    assert set(held(etcd).holders) == {two.id}
+    assert gone.confirm() is Reason.LOCK_LOST
+    assert gone.acquire() is Reason.LOCK
+    assert [it.host for it in Group(etcd, "web").look().queue] == [three.id, gone.id]
+    three.monotonic.now += LEASE + 1
+    assert three.acquire() is Reason.LOCK
+    assert two.confirm() is None
+    three.monotonic.now += LEASE + 1
+    assert three.acquire() is Reason.LOCK
+
+
+def test_a_host_that_gives_up_while_it_is_offered_a_reboot_slot_keeps_none(
+    etcd: Etcd, host: New, etcd1: Cluster
+) -> None:
+    rule(etcd, 0)
+    with gateway(etcd1.members[0].client) as fake:
+        one = host(1, Access(endpoints=(fake.url,)))
+        one.acquire()
+        numbers: list[int] = []
+
+        def before(number: int) -> None:
+            numbers.append(number)
+            if len(numbers) == 2:  # it has looked, and writes
+                rule(etcd, 1)
+                assert set(held(etcd).holders) == {one.id}
+
+        fake.before = before
+        one.lock.release()
+
+    assert held(etcd).holders == {}
+    assert Group(etcd, "web").look().waiting == 0
+
+
+def test_a_turn_takes_one_look_and_one_write_to_its_confirmation(etcd: Etcd, host: New) -> None:
+    rule(etcd, 1)
+    one, two = host(1), host(2)
+    one.acquire()
+    two.acquire()
+    one.lock.release()
+    assert two.lock.called(60)
+    sent = two.etcd.sent
+
+    assert two.acquire() is None
+    assert two.confirm() is None
+
+    assert two.etcd.sent - sent == 2
+
+
 PAUSED = """
 import sys
 from pathlib import Path

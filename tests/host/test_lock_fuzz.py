@@ -35,6 +35,7 @@ def test_a_history_in_which_all_is_well_has_no_violation() -> None:
     history = [
         value(), value(one), value(one, two), value(sure, two), value(sure, two, slots=1),
         value(two, slots=1, back=1), value(slots=1, back=1), value(three, slots=1, back=1),
+        value(slots=1, back=1), value(holder(4, offered=True), slots=1, back=1),
         value(slots=1, back=1),
     ]  # fmt: skip
 
@@ -57,6 +58,8 @@ def test_a_history_in_which_all_is_well_has_no_violation() -> None:
                      "web-1 was removed by somebody else", id="stolen"),
         pytest.param([value(holder(1, confirmed=NOON)), value(holder(2))],
                      "web-1 was removed by somebody else", id="stolen-by-another"),
+        pytest.param([value(holder(1, offered=True, confirmed=NOON)), value()],
+                     "web-1 was removed by somebody else", id="stolen-after-an-offer"),
         pytest.param([value(holder(9, confirmed=NOON)), value()],
                      "web-9 had confirmed, and left no trace", id="no-trace"),
         pytest.param([value(holder(1)), value(holder(1, nonce=f"{7:032x}"))],
@@ -88,3 +91,4 @@ def test_sixty_hosts_over_members_that_fail_break_no_promise(
     assert wrong == []
     assert run.counts["grants"]
     assert run.counts["confirmed"]
+    assert run.counts["offers"]

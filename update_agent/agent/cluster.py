@@ -67,7 +67,7 @@ class ClusterReboots:
     ) -> None:
         self._local = local
         self._settings = settings
-        self._me = me or cluster.me(settings, host.machine_id)
+        self._me = me or cluster.me(settings, host.machine_id, local.drain)
         self._running = host.version
         self._etcd = cluster.connected(settings)
         self._lock = lock_of(settings, self._me, self._etcd, folder)

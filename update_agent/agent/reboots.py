@@ -35,6 +35,12 @@ class LocalReboots:
         self._address = address
         self._carry_out = carry_out
 
+    @property
+    def drain(self) -> float:
+        """Seconds that it may take, at most, to get ready for a reboot."""
+        seconds: float = self._settings.drain.total_seconds()
+        return seconds
+
     def ask(
         self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool = False
     ) -> Wait | None:
@@ -70,7 +76,7 @@ class LocalReboots:
         del attempt, without_lock
         if held := login.held(login.blockers(self._address)):
             raise HostError(held, hint=login.HINT)
-        self._carry_out(self._settings.drain.total_seconds(), last_word)
+        self._carry_out(self.drain, last_word)
 
 
 def _closed(windows: Sequence[window.Window], now: datetime) -> Wait | None:

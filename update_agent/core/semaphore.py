@@ -5,12 +5,15 @@ One JSON value holds all of it, so that one compare-and-swap changes it:
     {"format": 1, "slots": 2, "gap": 0, "apart": ["rack"],
      "holders": {"MACHINE-ID": {"nonce": ..., "boot_id": ..., "name": "web-1", "since": ...,
                                 "from": "1.0.0", "to": "1.1.0", "labels": {"rack": "7"},
-                                "confirmed": null}},
+                                "drain": 300, "offered": false, "confirmed": null}},
      "released": {"nonce": ..., "name": "web-2", "at": ...}, "accepted": null}
 
 The rules kept here:
 
 * Nothing expires. A host that does not come back keeps its reboot slot, which stops a bad release.
+* Who frees a reboot slot offers it to the next in the queue, in the same change. An offer is not
+  kept for ever: a host that did not confirm it in the time that it wanted is gone, and did not
+  reboot. Withdrawing it is safe, for confirming it then fails.
 * Asking again, and releasing what is not held, change nothing.
 * Times are for people to read and decide nothing: the clocks of two hosts may be a day apart. What
   takes time (``gap``) is measured by whoever waits, on its own clock, and comes in as seconds.
@@ -67,6 +70,10 @@ class Holder:
     labels: Labels = field(default_factory=dict)
     member: bool = False
     """A member of etcd runs on it; no two such hosts reboot at a time."""
+    drain: Annotated[int, Meta(ge=0, le=7 * 86400)] = 0
+    """Seconds, at most, from its turn to when it confirms."""
+    offered: bool = False
+    """Others gave it the reboot slot when its turn came; it may be gone."""
     confirmed: Time | None = None
     """When it was about to reboot."""
     rest: Rest = field(default_factory=dict)
@@ -211,7 +218,8 @@ def acquire(
     if held and held.boot_id == wish.boot_id:
         return found
     if held:  # what another boot confirmed, this one did not
-        return _with(found, host, replace(held, boot_id=wish.boot_id, confirmed=None))
+        mine = replace(held, boot_id=wish.boot_id, offered=False, confirmed=None)
+        return _with(found, host, mine)
     for wait in (
         _frozen(found), _full(found), _near(found, wish), _members(found, wish),
         _too_early(found, quiet),
@@ -235,7 +243,7 @@ def confirm(found: Semaphore, host: str, wish: Holder, now: datetime) -> Semapho
         )
     if (held.nonce, held.boot_id) != (wish.nonce, wish.boot_id):
         return cloned(held, wish)
-    return _frozen(found) or _with(found, host, replace(held, confirmed=now))
+    return _frozen(found) or _with(found, host, replace(held, offered=False, confirmed=now))
 
 
 def release(found: Semaphore, host: str, nonce: str, now: datetime) -> Semaphore:
@@ -303,23 +311,37 @@ def _later(before: Accepted | None, now: Accepted | None) -> Accepted | None:
 # The queue ---------------------------------------------------------------------------------------
 
 
-def in_turn(
+def offer(
     found: Semaphore, queue: Iterable[Waiting], *, quiet: float | None = None
-) -> list[Waiting]:
-    """Return who in ``queue``, sorted, may take a reboot slot now.
+) -> tuple[Semaphore, list[Waiting]]:
+    """Return the semaphore in which those whose turn it is hold a reboot slot, and who they are.
 
-    Nobody overtakes, but past those who could take none themselves: their rack is busy. Of
-    ``queue`` no more is taken than is needed.
+    Nobody in ``queue``, sorted, overtakes, but past those who could take none themselves: their
+    rack is busy. No more of it is taken than is needed.
     """
     turn = []
     for it in queue:
-        after = acquire(found, it.host, it.wish, quiet=quiet)
+        after = acquire(found, it.host, replace(it.wish, offered=True), quiet=quiet)
         if isinstance(after, Semaphore):
             turn.append(it)
             found = after
         elif after.reason not in (Reason.LOCK_LABEL, Reason.QUORUM):
             break
-    return turn
+    return found, turn
+
+
+def withdraw(found: Semaphore, hosts: Iterable[str]) -> Semaphore:
+    """Return the semaphore without what was offered to ``hosts`` and is not confirmed."""
+    for host in hosts:
+        held = found.holders.get(host)
+        if held and is_offer(held):
+            found = _without(found, host, None)
+    return found
+
+
+def is_offer(held: Holder) -> bool:
+    """Return whether it is not known that this holder is still there."""
+    return held.offered and held.confirmed is None
 
 
 # Within ------------------------------------------------------------------------------------------

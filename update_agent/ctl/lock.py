@@ -253,7 +253,8 @@ def _plain_wish(host: str, held: Holder) -> dict[str, Any]:
     return {
         "host": host, "name": held.name, "since": iso(held.since),
         "from": held.running and held.running.text, "to": held.target and held.target.text,
-        "confirmed": iso(held.confirmed), "labels": dict(held.labels), "member": held.member,
+        "offered": semaphore.is_offer(held), "confirmed": iso(held.confirmed),
+        "labels": dict(held.labels), "member": held.member,
     }  # fmt: skip
 
 
@@ -299,6 +300,8 @@ def _wish(held: Holder, now: datetime | None = None) -> str:
     said = f"{held.running or '?'} -> {held.target or 'a reboot'}"
     if now:
         said += f", since {iso(held.since)} ({when(held.since, now)})"
+    if semaphore.is_offer(held):
+        said += ", its turn since others left"
     if held.confirmed:
         said += f", rebooted {iso(held.confirmed)}"
     labels = ", ".join(f"{name}={value}" for name, value in held.labels.items())

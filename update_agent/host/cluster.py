@@ -9,6 +9,7 @@ import platform
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from math import ceil
 from urllib.parse import urlsplit
 
 from update_agent.core.settings import Cluster
@@ -41,14 +42,18 @@ def access(cluster: Cluster) -> Access:
     )
 
 
-def me(cluster: Cluster, machine_id: str) -> Me:
-    """Return who this host is to its group. Raises HostError."""
+def me(cluster: Cluster, machine_id: str, drain: float = 0) -> Me:
+    """Return who this host is to its group. Raises HostError.
+
+    ``drain``: seconds that it may take to get ready for a reboot.
+    """
     return Me(
         host=machine_id,
         name=platform.node(),
         boot_id=identity.boot_id(),
         labels=cluster.labels,
         member=cluster.member is not None,
+        drain=ceil(drain),
     )
 
 

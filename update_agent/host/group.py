@@ -7,9 +7,10 @@ was written for certain: whatever is still under way compares an older revision,
 nothing.
 
 A host that wants a reboot slot queues up first, with a key of its own whose lease ends when the
-host is gone; no safety hangs on that. Whoever changes the slots calls, in the same transaction,
-those whose turn it is then, by touching their keys. So each host watches its own key alone, and an
-event wakes one host, however many wait. A call that is lost costs the time to the next look.
+host is gone; no safety hangs on that. Whoever changes the slots offers, in the same transaction,
+what is free to those whose turn it is: they become holders, and their keys go. So each host watches
+its own key alone, and an event wakes one host, however many wait; it then holds what the others
+would only have raced for. An event that is lost costs the time to the next look.
 """
 
 import random
@@ -35,7 +36,6 @@ from update_agent.host.etcd import (
     Get,
     Operation,
     Put,
-    Touch,
     Unchanged,
     UnclearError,
 )
@@ -46,7 +46,7 @@ _RACES = 200
 _SPREAD = 16
 """Times the duration of a swap over which those who lose races spread, at most."""
 _HEAD = 16
-"""Hosts of the queue that are looked at, and may be called."""
+"""Hosts of the queue that are looked at, and may be offered a reboot slot."""
 _UNCLEAR = 3
 """Unclear outcomes of one change after which it is given up."""
 LEASE = 180
@@ -103,7 +103,7 @@ class View:
             return False
         behind = [self.own] if self.own and self.own not in self.head else []
         queue = _understood((*self.head, *behind))
-        turn = [it.host for it in semaphore.in_turn(self.semaphore, queue, quiet=quiet)]
+        turn = [it.host for it in semaphore.offer(self.semaphore, queue, quiet=quiet)[1]]
         return turn == [host] if behind else host in turn
 
 
@@ -126,6 +126,7 @@ class Group:
         name: str,
         *,
         host: str | None = None,
+        lease: int = LEASE,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -136,6 +137,7 @@ class Group:
         """Races lost."""
         self.writes = 0
         """Transactions that were to change the slots."""
+        self.lease = lease
         self._etcd = etcd
         self.host = host
         """Whose place in the queue is looked for."""
@@ -158,7 +160,7 @@ class Group:
     ) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
 
-        Without ``queue`` it is neither read nor called: for what frees no slot. After an error it
+        Without ``queue`` it is neither read nor served: for what frees no slot. After an error it
         is not known whether the change was made, or still will be.
         """
         view = view or self.look(queue=queue)
@@ -194,21 +196,21 @@ class Group:
     def join(self, host: str, wish: Holder) -> View:
         """Queue up, and return how the group stands then. Raises EtcdError."""
         key = self._queue + host
-        put = Put(key, semaphore.encode_waiting(wish), lease=self._etcd.grant(LEASE))
+        put = Put(key, semaphore.encode_waiting(wish), lease=self._etcd.grant(self.lease))
         reads = self._reads()
         return self._view(self._etcd.txn((Created(key, 0),), (put, *reads), reads, again=True))
 
-    def leave(self, mine: Waiting) -> None:
-        """Queue up no more. Raises EtcdError."""
-        key = self._queue + mine.host
-        self._etcd.txn((Created(key, mine.created),), (Delete(key),), again=True)
+    def leave(self, mine: Waiting, view: View) -> bool:
+        """Queue up no more; False: the slots changed since ``view``. Raises EtcdError."""
+        compare = Unchanged(self._key, view.changed)
+        return self._etcd.txn((compare,), (Delete(self._queue + mine.host),), again=True).succeeded
 
     def stay(self, lease: int) -> None:
         """Keep the place in the queue. Raises EtcdError."""
         self._etcd.keep_alive(lease)
 
     def called(self, host: str, since: int, seconds: float) -> bool:
-        """Wait until ``host`` is called, or leaves the queue. Raises EtcdError.
+        """Wait until ``host`` leaves the queue, for whatever reason. Raises EtcdError.
 
         ``since`` is the revision of the last look. False: nothing came for ``seconds``.
         """
@@ -228,6 +230,17 @@ class Group:
         """Return for how many seconds nobody came back, as far as this observer has seen."""
         return self.seen(found.released.nonce) if found.released else 0.0
 
+    def lapsed(self, found: Semaphore) -> list[str]:
+        """Return the hosts that did not confirm what they were offered in their time.
+
+        To that, the time is added in which a host that is gone leaves the queue.
+        """
+        return [
+            host
+            for host, it in found.holders.items()
+            if semaphore.is_offer(it) and self.seen(it.nonce) > it.drain + self.lease
+        ]
+
     # Within
 
     def _reads(self, *, queue: bool = True) -> tuple[Get, ...]:
@@ -238,16 +251,14 @@ class Group:
         return (Get(self._key), head, *own)
 
     def _swap(self, view: View, edit: Edit, *, queue: bool = True) -> Answer:
-        compares: list[Compare] = [Unchanged(self._key, view.changed)]
-        writes: list[Operation] = [Put(self._key, semaphore.encode(edit.semaphore))]
         leaves = edit.leaves
         others = (it for it in _understood(view.head) if not leaves or it.host != leaves.host)
-        turn = semaphore.in_turn(edit.semaphore, others, quiet=self.quiet(edit.semaphore))
-        for it in turn:
-            compares.append(Created(self._queue + it.host, it.created))
-            writes.append(Touch(self._queue + it.host))
-        if leaves:
-            writes.append(Delete(self._queue + leaves.host))
+        quiet = self.quiet(edit.semaphore)
+        after, turn = semaphore.offer(edit.semaphore, others, quiet=quiet)
+        compares: list[Compare] = [Unchanged(self._key, view.changed)]
+        compares += [Created(self._queue + it.host, it.created) for it in turn]
+        writes: list[Operation] = [Put(self._key, semaphore.encode(after))]
+        writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
         self.writes += 1
         reads = self._reads(queue=queue)
         return self._etcd.txn(compares, (*writes, *reads), reads)

@@ -8,8 +8,8 @@ The rules kept here:
 * etcd is not believed when it went back: another cluster, or an older revision than this host has
   seen, as after a restore from a backup. What it says about holders may then be old, and this host
   waits until a person has looked (``update-agentctl lock slots`` says so to all hosts).
-* Nobody's reboot slot is taken. Who does not come back is noticed, on this host's own clock, and
-  shown.
+* Nobody's reboot slot is taken who asked for it, or confirmed. Who does not come back is noticed,
+  on this host's own clock, and shown; what was only offered, and never confirmed, is withdrawn.
 """
 
 import logging
@@ -31,7 +31,7 @@ from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import files
 from update_agent.host.etcd import EtcdError
-from update_agent.host.group import LEASE, Edit, Group, View
+from update_agent.host.group import Edit, Group, View
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Me:
     labels: Labels
     member: bool = False
     """A member of etcd runs here."""
+    drain: int = 0
+    """Seconds that it takes at most to get ready for a reboot."""
 
 
 # What is kept on the disk ------------------------------------------------------------------------
@@ -142,7 +144,9 @@ class Lock:
         self._monotonic = monotonic
         self._turn = threading.RLock()
         self._revision = notebook.note.revision
-        self._stayed = -float(LEASE)
+        self._stayed = -float(group.lease)
+        self._held: View | None = None
+        """Where this host was last seen to hold what it may confirm."""
         group.host = me.host
         group.unsure = notebook.note.nonce is not None
 
@@ -158,7 +162,7 @@ class Lock:
             view = self._group.look()
             if wait := self._doubt(view):
                 return wait
-            view = self._queued(view, wish)
+            view = self._queued(self._withdrawn(view), wish)
             wait = self._group.change(lambda it: self._acquired(it, wish), view)
             if wait is None:
                 self._remember()
@@ -193,7 +197,8 @@ class Lock:
                 edited = semaphore.confirm(_slots(view), self._me.host, wish, now)
                 return edited if isinstance(edited, Wait) else Edit(semaphore=edited, always=True)
 
-            return self._group.change(edit, queue=False)
+            held, self._held = self._held, None
+            return self._group.change(edit, held, queue=False)
 
     def release(self) -> None:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
@@ -209,15 +214,14 @@ class Lock:
                 mine = view.mine(self._me.host)
                 leaves = mine if mine and mine.wish.nonce == nonce else None
                 after = semaphore.release(view.semaphore, self._me.host, nonce, now)
-                return Edit(semaphore=after, leaves=leaves, always=self._group.unsure)
+                always = self._group.unsure or leaves is not None  # or it is offered one just then
+                return Edit(semaphore=after, leaves=leaves, always=always)
 
-            view = self._group.look()
-            wait = self._group.change(edit, view)
+            wait = self._group.change(edit)
             if wait and wait.reason is not Reason.LOCK_MISSING:
                 raise EtcdError(wait.sentence, hint=wait.ends)
-            mine = view.mine(self._me.host)
-            if mine and mine.wish.nonce == nonce:
-                self._group.leave(mine)
+            if wait:
+                self._leave_what_is_missing(nonce)
             self._book.write(replace(self._book.note, nonce=None, boots=(), leaving=False))
 
     # What is owed to etcd, until it can be reached
@@ -284,7 +288,36 @@ class Lock:
             since=self._now(),
             labels=me.labels,
             member=me.member,
+            drain=me.drain,
         )
+
+    def _withdrawn(self, view: View) -> View:
+        """Return a view without offers to hosts that are gone."""
+        lapsed = self._group.lapsed(view.semaphore) if view.semaphore else []
+        if not lapsed:
+            return view
+        withdrawn = False
+
+        def edit(it: View) -> Edit | Wait:
+            nonlocal withdrawn
+            withdrawn = False
+            if wait := self._doubt(it):
+                return wait
+            after = semaphore.withdraw(_slots(it), lapsed)
+            withdrawn = after != it.semaphore
+            return Edit(semaphore=after)
+
+        self._group.change(edit, view)
+        if withdrawn:
+            logger.warning("withdrawn from hosts that never came for it: %s", ", ".join(lapsed))
+        return self._group.look()
+
+    def _leave_what_is_missing(self, nonce: str) -> None:
+        """Stand in no queue of a group that has no slots."""
+        view = self._group.look()
+        mine = view.mine(self._me.host)
+        if mine and mine.wish.nonce == nonce and not self._group.leave(mine, view):
+            raise EtcdError(f"the reboot slots of {self._group.name} changed just then")
 
     def _queued(self, view: View, wish: Holder) -> View:
         """Return a view in which this host waits, if it holds nothing."""
@@ -295,7 +328,10 @@ class Lock:
         if mine is None:
             self._stayed = self._monotonic()
             return self._group.join(host, wish)
-        if mine.wish.nonce == wish.nonce and self._monotonic() - self._stayed > LEASE / 4:
+        if (
+            mine.wish.nonce == wish.nonce
+            and self._monotonic() - self._stayed > self._group.lease / 4
+        ):
             self._group.stay(mine.lease)
             self._stayed = self._monotonic()
         return view
@@ -310,6 +346,7 @@ class Lock:
             return semaphore.cloned(other, wish)
         quiet = self._group.quiet(found)
         after = semaphore.acquire(found, host, wish, quiet=quiet)
+        self._held = view if after == found else None
         if isinstance(after, Wait):
             return self._explained(after, view, quiet)
         if held or view.in_turn(host, quiet=quiet):
