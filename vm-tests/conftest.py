@@ -27,7 +27,15 @@ NewMachine = Callable[..., Machine]
 _CPUS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Of a machine: emulated ones that want more than there is make each other twice as slow."""
 
+_LONGEST = ("test_power_cuts.py", "test_bad_releases.py", "test_update.py", "test_first_hour.py")
+"""What two workers begin with, that neither has much to do when the other is done."""
+
 _running: list[Machine] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda it: order.get(it.path.name, len(order)))
 
 
 def pytest_terminal_summary(

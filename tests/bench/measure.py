@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PATIENCE = 60.0
 """Seconds to wait for something that should answer at once."""
 STEP = 0.005
@@ -124,9 +126,9 @@ class Process:
     def stop(self) -> None:
         """Ask the program (not its GNU time, which reports afterwards) to end, and wait for it."""
         if self.popen.poll() is None:
-            for child in _children(self.popen.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGTERM)
+            for child in psutil.Process(self.popen.pid).children():
+                with suppress(psutil.NoSuchProcess):
+                    child.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.popen.wait(timeout=PATIENCE)
         self.kill()
@@ -152,11 +154,6 @@ class Process:
     def forget(self) -> None:
         for path in (self._peak, self._said, self._complained):
             path.unlink(missing_ok=True)
-
-
-def _children(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
 
 @contextmanager
