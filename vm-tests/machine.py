@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -346,6 +346,13 @@ class Machine:
                 if left <= 0 or self._over:
                     raise self._error(f"{self.name} did not say {pattern!r} in {timeout:.0f} s")
                 self._news.wait(left)
+
+    def wait_for_all(self, patterns: Iterable[str], timeout: float = BOOT) -> None:
+        """Wait until each of ``patterns`` was said, in whatever order, from now on."""
+        missing = list(patterns)
+        while missing:
+            found = self.wait_for_serial("|".join(f"(?:{it})" for it in missing), timeout)
+            missing = [it for it in missing if not re.search(it, found.string)]
 
     def at(self, seconds: float) -> float:
         """Return the time.monotonic() of what came ``seconds`` after power-on."""
