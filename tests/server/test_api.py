@@ -276,11 +276,17 @@ def connected(server: Server) -> Iterator[socket.socket]:
 
 @pytest.mark.case(99)
 def test_who_is_slow_is_left_and_keeps_nobody_waiting(server: Server) -> None:
-    with connected(server) as silent, connected(server) as slow:
+    with connected(server) as silent, connected(server) as slow, connected(server) as dawdling:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow:")
+        token = server.tokens["hosts"]
+        head = f"POST /v1/reports HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        dawdling.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert server.post(report())["taken"] == 1
 
         assert [ended(it) for it in (silent, slow)] == [True, True]
+        said = dawdling.makefile("rb").read()
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"the body took longer than 20 seconds" in said
 
 
 def ended(sock: socket.socket) -> bool:
