@@ -24,7 +24,6 @@ from update_agent.host.etcd import (
     NoQuorumError,
     Put,
     TokenError,
-    Touch,
     Unchanged,
     UnclearError,
     UnreachableError,
@@ -127,17 +126,13 @@ def test_a_key_deleted_and_written_anew_is_another(etcd: Etcd) -> None:
     assert not etcd.txn((Created("/t/a", before),), (Get("/t/a"),)).succeeded
 
 
-def test_a_touched_key_keeps_value_and_lease_and_is_heard_of(etcd: Etcd) -> None:
-    lease = etcd.grant(60)
-    since = etcd.txn((), (Put("/t/a", b"x", lease=lease),)).revision
-    etcd.txn((), (Touch("/t/a"),))
+def test_a_watch_hears_of_a_key_that_is_removed(etcd: Etcd) -> None:
+    since = put(etcd)
+    etcd.txn((), (Delete("/t/a"),))
 
     with closing(etcd.watch("/t/a", since + 1, seconds=60)) as events:
         assert next(events) == []
-        assert [(it.key, it.value) for it in next(events)] == [("/t/a", b"x")]
-    entry = etcd.get(Get("/t/a")).found[0].entry
-    assert entry
-    assert entry.lease == lease
+        assert [(it.key, it.value) for it in next(events)] == [("/t/a", None)]
 
 
 def test_a_lease_that_ends_takes_its_keys_along(etcd: Etcd) -> None:

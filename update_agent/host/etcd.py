@@ -114,13 +114,6 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
-class Touch:
-    """Write a key that exists as it is, so that those who watch it hear of it."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
 class Delete:
     """Remove a key, or all that begin with it."""
 
@@ -144,7 +137,7 @@ class Created:
     revision: int
 
 
-Operation = Get | Put | Touch | Delete
+Operation = Get | Put | Delete
 Compare = Unchanged | Created
 
 
@@ -212,9 +205,6 @@ def written(operation: Operation | Compare) -> dict[str, Any]:
             return {"request_range": _range(operation)}
         case Put():
             return {"request_put": _put(operation)}
-        case Touch():
-            same = {"key": _coded(operation.key), "ignore_value": True, "ignore_lease": True}
-            return {"request_put": same}
         case Delete():
             return {"request_delete_range": _keys(operation.key, prefix=operation.prefix)}
         case Unchanged():
