@@ -15,6 +15,12 @@ trial.soak = "3s"
 """
 """Of a host that does not make a test wait."""
 
+UNLIMITED = """\
+limits.floor = "200M"
+limits.pressure = 100
+"""
+"""An emulated host is under pressure by itself, and would write as slowly as it is allowed to."""
+
 
 @dataclass
 class Host:

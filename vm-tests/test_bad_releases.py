@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import NewMachine
 from depot import Depot
-from follower import SETTINGS, Host, slot_states
+from follower import SETTINGS, UNLIMITED, Host, slot_states
 from machine import UP, Machine
 from releases import (
     LEAN,
@@ -65,7 +65,7 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
     folder.mkdir()
     depot = Depot(folder=folder)
     disk = workshop.disk(workshop.release(OLD, LEAN))
-    machine = new_machine(disk, "victim", credentials=depot.settings(SETTINGS))
+    machine = new_machine(disk, "victim", credentials=depot.settings(SETTINGS + UNLIMITED))
     with depot.served():
         machine.boot()
         machine.put(HEALTH, "/etc/update-agent/health.d/50-sick", mode="755")

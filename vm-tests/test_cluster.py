@@ -18,7 +18,7 @@ import pytest
 import requests
 from conftest import NewMachine
 from depot import Depot
-from follower import Host
+from follower import UNLIMITED, Host
 from machine import HOST as OUTSIDE
 from machine import MachineError, Network, free_port
 from releases import LEAN, NEVER_UP, Files, Workshop, deadline
@@ -32,13 +32,12 @@ PORT = 80
 ENOUGH = 600.0
 """Seconds after which something that was waited for does not come any more."""
 
-SETTINGS = """\
+SETTINGS = f"""\
+{UNLIMITED}
 update.interval = "30m"
 reboot.strategy = "lock"
 trial.soak = "3s"
-limits.floor = "200M"
-limits.pressure = 100
-reports.url = "{reports}"
+reports.url = "{{reports}}"
 reports.interval = "1m"
 cluster.endpoints = ["https://10.77.0.1:2379", "https://10.77.0.2:2379", "https://10.77.0.3:2379"]
 cluster.stale = "10s"
