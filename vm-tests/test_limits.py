@@ -16,7 +16,7 @@ from releases import QUIET, Workshop
 DISK = 50_000_000
 """Bytes a second."""
 
-SECONDS = 20
+SECONDS = 12
 """That each way is watched."""
 
 LATENCY = Path(__file__).parents[1] / "tests/bench/latency.py"
@@ -125,14 +125,15 @@ def test_the_slice_has_its_limits_and_the_writer_may_move_one_of_them(host: Host
 
 
 def test_on_an_idle_host_an_update_has_the_disk(host: Host, figure: Callable[[str], None]) -> None:
-    took = {}
-    for name, settings in (("unlimited", UNLIMITED), ("governed", GOVERNED)):
+    took = []
+    for settings in (UNLIMITED, GOVERNED, UNLIMITED):  # the machine's own speed changes meanwhile
         host.limit(settings)
-        took[name] = host.install()
-    share = took["unlimited"] / took["governed"]
+        took.append(host.install())
+    before, governed, after = took
+    share = (before + after) / 2 / governed
     figure(
-        f"limits: an idle disk of {DISK / 1e6:.0f} MB/s: installed in {took['governed']:.1f} s with"
-        f" the governor, {took['unlimited']:.1f} s without any limit: {share:.0%} of its speed"
+        f"limits: an idle disk of {DISK / 1e6:.0f} MB/s: installed in {governed:.1f} s with the"
+        f" governor, {before:.1f} and {after:.1f} s without any limit: {share:.0%} of its speed"
         " (goal 90 %)"
     )
 
