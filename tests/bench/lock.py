@@ -128,11 +128,11 @@ def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = 
         cluster(members, tls=tls) as etcds,
         tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
     ):
-        with etcds.client() as etcd:
+        with etcds.client(deadline=30.0) as etcd:
             Group(etcd, "bench").change(lambda _: Edit(semaphore=semaphore.Semaphore(slots=0)))
         access = etcds.access(deadline=30.0)
         work = spread(hosts, lambda at: _host(access, Path(folder), at, hold))
-        with etcds.client() as etcd:
+        with etcds.client(deadline=30.0) as etcd:
             _open(Group(etcd, "bench"), hosts, slots)
         turns = work()
         _most_at_once(turns, slots)

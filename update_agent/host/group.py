@@ -43,7 +43,7 @@ from update_agent.host.etcd import (
 PREFIX = "/update-agent/groups/"
 _RACES = 200
 """Attempts of one change against those of others."""
-_SPREAD = 16
+_SPREAD = 8
 """Times the duration of a swap over which those who lose races spread, at most."""
 _HEAD = 16
 """Hosts of the queue that are looked at, and may be offered a reboot slot."""
