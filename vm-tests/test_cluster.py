@@ -29,7 +29,7 @@ from update_agent.core.report import host_id
 
 NUMBERS = (1, 2, 3)
 PORT = 80
-ENOUGH = 600.0
+ENOUGH = 1800.0
 """Seconds after which something that was waited for does not come any more."""
 
 SETTINGS = f"""\
