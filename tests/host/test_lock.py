@@ -331,6 +331,21 @@ def test_a_turn_takes_one_look_and_one_write_to_its_confirmation(etcd: Etcd, hos
     assert two.etcd.sent - sent == 2
 
 
+def test_who_looked_since_it_was_let_through_is_no_reason_to_doubt_etcd(
+    etcd: Etcd, host: New
+) -> None:
+    rule(etcd, 1)
+    one, two = host(1), host(2)
+    one.acquire()
+    two.acquire()
+    one.lock.release()
+    assert two.acquire() is None
+    rule(etcd, 2)
+    assert two.lock.look(OLD, NEW) is None
+
+    assert two.confirm() is None
+
+
 PAUSED = """
 import sys
 from pathlib import Path

@@ -198,7 +198,8 @@ class Lock:
                 return edited if isinstance(edited, Wait) else Edit(semaphore=edited, always=True)
 
             held, self._held = self._held, None
-            return self._group.change(edit, held, queue=False)
+            newest = held if held and held.revision == self._revision else None
+            return self._group.change(edit, newest, queue=False)
 
     def release(self) -> None:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
