@@ -42,7 +42,7 @@ def access(cluster: Cluster) -> Access:
     )
 
 
-def me(cluster: Cluster, machine_id: str, drain: float = 0) -> Me:
+def me(cluster: Cluster, machine_id: str, drain: float) -> Me:
     """Return who this host is to its group. Raises HostError.
 
     ``drain``: seconds that it may take to get ready for a reboot.

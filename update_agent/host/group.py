@@ -252,7 +252,8 @@ class Group:
 
     def _swap(self, view: View, edit: Edit, *, queue: bool = True) -> Answer:
         leaves = edit.leaves
-        others = (it for it in _understood(view.head) if not leaves or it.host != leaves.host)
+        head = _understood(view.head) if queue else ()
+        others = (it for it in head if not leaves or it.host != leaves.host)
         quiet = self.quiet(edit.semaphore)
         after, turn = semaphore.offer(edit.semaphore, others, quiet=quiet)
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
