@@ -15,10 +15,7 @@ trial.soak = "3s"
 """
 """Of a host that does not make a test wait."""
 
-UNLIMITED = """\
-limits.floor = "200M"
-limits.pressure = 100
-"""
+UNLIMITED = 'limits.floor = "10G"\n'
 """An emulated host is under pressure by itself, and would write as slowly as it is allowed to."""
 
 

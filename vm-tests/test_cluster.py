@@ -32,16 +32,18 @@ PORT = 80
 ENOUGH = 1800.0
 """Seconds after which something that was waited for does not come any more."""
 
-SETTINGS = f"""\
-{UNLIMITED}
+SETTINGS = (
+    UNLIMITED
+    + """\
 update.interval = "30m"
 reboot.strategy = "lock"
 trial.soak = "3s"
-reports.url = "{{reports}}"
+reports.url = "{reports}"
 reports.interval = "1m"
 cluster.endpoints = ["https://10.77.0.1:2379", "https://10.77.0.2:2379", "https://10.77.0.3:2379"]
 cluster.stale = "10s"
 """
+)
 
 ETCD = """\
 ETCD_NAME=web-{number}

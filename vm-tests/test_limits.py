@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import NewMachine
 from depot import Depot
+from follower import UNLIMITED
 from machine import Machine, Throttle
 from releases import QUIET, Workshop
 
@@ -27,7 +28,6 @@ update.interval = "1d"
 reboot.strategy = "off"
 """
 
-UNLIMITED = '[limits]\nfloor = "10G"\n'
 STATIC = '[limits]\nfloor = "20M"\nceiling = "20M"\n'
 GOVERNED = ""
 

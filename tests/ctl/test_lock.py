@@ -161,8 +161,7 @@ def test_everything_that_people_want_to_know_is_shown(seat: Seat) -> None:
     assert held == {
         "host": "1" * 32, "name": "one", "since": "2026-11-24T12:00:00Z", "from": "1.0.0",
         "to": "1.1.0", "offered": False, "confirmed": None, "labels": {"rack": "1"},
-            "member": False,
-        "seen_seconds": 0,
+        "member": False, "seen_seconds": 0,
     }  # fmt: skip
     assert [(it["place"], it["name"]) for it in found["queue"]] == [(1, "two"), (2, "three")]
     assert found["bad_releases"][version] == ["four"]
