@@ -8,8 +8,10 @@ import zstandard
 from releases import Workshop
 
 from update_agent.core import slot_image
+from update_agent.publish import debian
 from update_agent.publish.build import build
 from update_agent.publish.progress import silent
+from update_agent.publish.recipe import Recipe
 from update_agent.publish.tree import Release
 
 SLOT_LIMIT = 700e6
@@ -24,17 +26,28 @@ def digest(path: Path) -> str:
 def test_built_twice_from_nothing_it_has_the_same_bytes(
     workshop: Workshop, figure: Callable[[str], None]
 ) -> None:
-    first = workshop.release("1.0.0")
-    again = workshop.folder / "again.img"
-    cache = workshop.folder / "another-cache"
+    first = digest(workshop.release("1.0.0"))
+    again = from_nothing(workshop.folder / "again")
+    if packages(workshop.folder / "again") != packages(workshop.cache):  # Debian has newer ones
+        first = from_nothing(workshop.folder / "once-more")
 
-    build(Release(version="1.0.0"), again, cache=cache, tell=silent)
+    assert again == first
+    figure(f"image: built twice, packages installed anew: SHA-256 {first[:16]}... both times")
 
-    assert digest(again) == digest(first)
-    figure(
-        f"image: built twice, packages installed anew: SHA-256 {digest(first)[:16]}... both times"
-    )
-    again.unlink()
+
+def from_nothing(cache: Path) -> str:
+    """Build with a cache that is empty; return what comes of it, as a SHA-256."""
+    image = cache.with_suffix(".img")
+    build(Release(version="1.0.0"), image, cache=cache, tell=silent)
+    found = digest(image)
+    image.unlink()
+    return found
+
+
+def packages(cache: Path) -> str:
+    """Return the packages, with their versions, of the root that a cache has for us."""
+    root = debian.base_root(Recipe.load(), cache, silent)
+    return (root / "usr/lib/update-agent-packages").read_text()
 
 
 def test_it_is_small_enough(workshop: Workshop, figure: Callable[[str], None]) -> None:

@@ -1,8 +1,9 @@
 """The Debian root that an image begins with, and update-agent's own wheels; both kept in a cache.
 
 ``mmdebstrap`` installs the recipe's packages from the sources that this machine's own apt knows as
-Debian's. The same recipe and the same package lists give the same root, byte for byte, so it is
-made once and then found by the hash of both; images are derived from it with hard links.
+Debian's. The same recipe and the same packages give the same root, byte for byte. It is made once,
+and made anew when the recipe or this machine's package lists changed: ``apt-get update`` is how one
+asks for today's packages. Images are derived from it with hard links.
 """
 
 import hashlib
