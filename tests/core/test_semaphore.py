@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from update_agent.core.document import DocumentError
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import (
     Accepted,
+    Ask,
     Holder,
     Released,
     Semaphore,
@@ -20,12 +22,16 @@ from update_agent.core.semaphore import (
     change,
     confirm,
     decode,
+    decode_ask,
     decode_waiting,
     encode,
+    encode_ask,
     encode_waiting,
     force,
     offer,
     release,
+    serve,
+    served,
     withdraw,
 )
 from update_agent.core.version import Version
@@ -236,6 +242,52 @@ def test_force_takes_it_from_whoever_holds_it_and_from_nobody_else() -> None:
         force(group(1), host(9))
 
 
+# What others do for a host -----------------------------------------------------------------------
+
+Does = Literal["confirm", "release"]
+
+
+def ask(does: Does, of: Holder) -> Ask:
+    return Ask(does=does, nonce=of.nonce, boot_id=of.boot_id, at=NOON)
+
+
+@pytest.mark.parametrize("does", ["confirm", "release"])
+def test_what_a_holder_asks_for_is_done_as_if_by_itself(does: Does) -> None:
+    mine, found = ask(does, wish(9)), group(9, 1)
+    by_itself = {
+        "confirm": granted(confirm(found, host(9), wish(9), NOON)),
+        "release": release(found, host(9), wish(9).nonce, NOON),
+    }
+
+    after = serve(found, host(9), mine)
+
+    assert after == by_itself[does] != found
+    assert serve(after, host(9), mine) == after
+    assert served(after, host(9), mine)
+    assert not served(found, host(9), mine)
+
+
+@pytest.mark.parametrize(
+    ("found", "mine"),
+    [
+        pytest.param(group(1), ask("confirm", wish(9)), id="holds-nothing"),
+        pytest.param(group(9), ask("confirm", wish(9, nonce=f"{7:032x}")), id="of-another-nonce"),
+        pytest.param(group(9), ask("release", wish(9, nonce=f"{7:032x}")), id="of-a-wish-before"),
+        pytest.param(group(9), ask("confirm", wish(9, boot_id="other")), id="of-another-boot"),
+        pytest.param(group(9, slots=0), ask("confirm", wish(9)), id="frozen-meanwhile"),
+    ],
+)
+def test_what_a_host_may_not_do_nobody_does_for_it(found: Semaphore, mine: Ask) -> None:
+    assert serve(found, host(9), mine) == found
+    assert mine.does == "release" or not served(found, host(9), mine)
+
+
+def test_what_was_confirmed_before_is_not_what_is_asked_for_now() -> None:
+    found = granted(confirm(group(9), host(9), wish(9), NOON - timedelta(seconds=1)))
+
+    assert not served(found, host(9), ask("confirm", wish(9)))
+
+
 # Rules -------------------------------------------------------------------------------------------
 
 
@@ -369,6 +421,13 @@ def test_a_wish_is_read_again(of: str, holder: Holder) -> None:
     assert read == Waiting(host=of, wish=holder, created=5, lease=6)
 
 
+@given(
+    st.builds(Ask, does=st.sampled_from(["confirm", "release"]), nonce=HEX, boot_id=TEXTS, at=TIMES)
+)
+def test_what_a_host_asks_for_is_read_again(mine: Ask) -> None:
+    assert decode_ask(encode_ask(mine), host(9)) == mine
+
+
 def test_it_is_written_as_the_documentation_says() -> None:
     found = group(holders={host(1): wish(1, running=Version("1.0.0"), target=Version("1.1.0"))})
     plain = json.loads(encode(found))
@@ -430,7 +489,8 @@ def test_garbage_is_refused_and_nothing_else_happens(data: bytes) -> None:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["acquire", "acquire", "confirm", "release", "slots"]), st.integers(0, 7)
+        st.sampled_from(["acquire", "acquire", "confirm", "ask", "release", "slots"]),
+        st.integers(0, 7),
     ),
     max_size=60,
 )
@@ -451,6 +511,8 @@ def test_in_no_history_are_there_more_holders_than_slots_but_when_lowered(
                 after = confirm(found, host(number), mine, NOON)
             case "release":
                 after = release(found, host(number), mine.nonce, NOON)
+            case "ask":
+                after = serve(found, host(number), ask("confirm", mine))
             case _:
                 after = change(found, slots=number % 4)
         found = before if isinstance(after, Wait) else after

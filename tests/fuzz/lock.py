@@ -7,8 +7,8 @@ off and lose their leadership. ``violations`` then reads every value that the gr
 * no holder was added beyond the slots there were, beside another of its rack, or beside another
   member of etcd;
 * no holder's nonce or name was exchanged for another's;
-* nobody was removed but by itself or by an operator who named it, and who had confirmed leaves a
-  trace of its return; who had not even taken what it was offered, by anybody.
+* nobody was removed but by itself or by an operator who named it, and of those who had confirmed
+  the last leaves a trace of its return; who had not even taken what it was offered, by anybody.
 
 And hosts that were let through to reboot are counted by themselves, without etcd.
 
@@ -82,6 +82,7 @@ def _added(before: Semaphore, after: Semaphore) -> Iterable[str]:
 def _removed(
     before: Semaphore, after: Semaphore, itself: set[str], named: set[str]
 ) -> Iterable[str]:
+    gone = {it.nonce for host, it in before.holders.items() if host not in after.holders}
     for host, held_before in before.holders.items():
         now, nonce = after.holders.get(host), held_before.nonce
         if now and now.nonce != nonce:
@@ -90,7 +91,7 @@ def _removed(
             continue
         if nonce not in itself and not semaphore.is_offer(held_before):
             yield f"{held_before.name} was removed by somebody else"
-        elif held_before.confirmed and (not after.released or after.released.nonce != nonce):
+        elif held_before.confirmed and (not after.released or after.released.nonce not in gone):
             yield f"{held_before.name} had confirmed, and left no trace"
 
 

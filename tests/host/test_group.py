@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.gateway import Fault, gateway
 from tests.locks import Clock, held, rule
 from update_agent.core import semaphore
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Holder, Semaphore
+from update_agent.core.semaphore import Ask, Holder, Semaphore
 from update_agent.host.etcd import Delete, Etcd, Get, Put, UnclearError
 from update_agent.host.group import (
     LEASE,
@@ -402,6 +403,110 @@ def test_nonsense_in_the_queue_holds_up_nobody(etcd: Etcd) -> None:
     assert [it.host for it in view.queue] == [host(1)]
     rule(etcd, 1)
     assert Group(etcd, "web").called(host(1), view.revision, 60)
+
+
+# What others do for a host -----------------------------------------------------------------------
+
+ASKS = "/update-agent/groups/web/asks/"
+
+
+def asks(does: Literal["confirm", "release"], number: int) -> Ask:
+    mine = wish(number)
+    return Ask(does=does, nonce=mine.nonce, boot_id=mine.boot_id, at=mine.since)
+
+
+def confirmed(number: int) -> Callable[[View], Edit | Wait]:
+    """Return the edit by which a host is about to reboot."""
+
+    def edit(view: View) -> Edit | Wait:
+        assert view.semaphore
+        mine = wish(number)
+        after = semaphore.confirm(view.semaphore, host(number), mine, mine.since)
+        if isinstance(after, Wait):
+            return after
+        return Edit(semaphore=after, always=True, ask=asks("confirm", number))
+
+    return edit
+
+
+def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 3)
+    for number in (1, 2):
+        Group(etcd, "web").change(taken_by(number))
+
+    def rival(number: int) -> None:
+        if number == 1:
+            Group(etcd, "web").change(same_again)
+        if number == 2:
+            assert [it.key for it in Group(etcd, "web").look().asks] == [ASKS + host(1)]
+            Group(etcd, "web", host=host(2)).change(confirmed(2))
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        group = Group(other, "web", host=host(1))
+        assert group.change(confirmed(1)) is None
+
+    assert {it.confirmed is not None for it in held(etcd).holders.values()} == {True}
+    assert (group.races, group.writes, len(fake.seen)) == (2, 2, 3)
+    assert Group(etcd, "web").look().asks == ()
+
+
+def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 3)
+    for number in (1, 2):
+        Group(etcd, "web").change(taken_by(number))
+    older = Put(ASKS + host(2), semaphore.encode_ask(asks("release", 2)))
+
+    def rival(number: int) -> None:
+        if number == 1:
+            etcd.txn((), (older,))
+            Group(etcd, "web")._swap(replace(view, asks=()), Edit(semaphore=held(etcd)))
+
+    view = Group(etcd, "web").look()
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        group = Group(other, "web", host=host(1))
+        assert group.change(confirmed(1)) is None
+
+    assert [path.rpartition("/")[2] for path in fake.seen] == ["txn"] * 4  # look, lose, look, win
+    assert set(held(etcd).holders) == {host(1)}
+
+
+@pytest.mark.case(87)
+def test_what_is_asked_for_without_sense_or_too_late_is_swept_away(etcd: Etcd) -> None:
+    rule(etcd, 3)
+    Group(etcd, "web").change(taken_by(1))
+    of_before = replace(asks("release", 1), nonce=host(7))
+    for key, data in (
+        (host(1), semaphore.encode_ask(of_before)), (host(2), b"nonsense"), ("", b"{}"),
+    ):  # fmt: skip
+        etcd.txn((), (Put(ASKS + key, data),))
+
+    Group(etcd, "web").change(same_again)
+
+    assert holders(etcd) == {host(1)}
+    assert Group(etcd, "web").look().asks == ()
+
+
+def test_who_queues_up_while_a_slot_is_given_back_is_offered_it(etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 1)
+    Group(etcd, "web").change(taken_by(1))
+
+    def late(number: int) -> None:
+        if number == 1:  # it has looked, and writes
+            Group(etcd, "web").join(host(2), wish(2))
+
+    def given_back(view: View) -> Edit:
+        assert view.semaphore
+        return Edit(semaphore=semaphore.force(view.semaphore, host(1)))
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = late
+        Group(other, "web").change(given_back)
+
+    assert holders(etcd) == {host(2)}
 
 
 # Operators ---------------------------------------------------------------------------------------

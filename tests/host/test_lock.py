@@ -18,6 +18,7 @@ from tests.etcd import Cluster, cluster, until
 from tests.gateway import Fault, gateway
 from tests.locks import NEW, OLD, Host, held, rule
 from update_agent.core.reason import Reason
+from update_agent.core.semaphore import Ask, encode_ask
 from update_agent.errors import HostError
 from update_agent.host.etcd import (
     Access,
@@ -225,6 +226,24 @@ def test_a_request_under_way_when_the_daemon_died_gives_nothing_to_who_gave_up(
     assert edit is not None
     assert not one.view._swap(late, edit).succeeded  # type: ignore[arg-type]
     assert held(etcd).holders == {}
+
+
+def test_a_wish_that_was_to_be_given_back_is_not_taken_up_again(etcd: Etcd, host: New) -> None:
+    """What was asked for with its nonce may still be done, late."""
+    rule(etcd, 2)
+    one = host(1)
+    one.acquire()
+    before = held(etcd).holders[one.id].nonce
+    one.lock.leave_later()
+
+    assert one.acquire() is None
+
+    now = held(etcd).holders[one.id].nonce
+    assert now not in (None, before)
+    late = Ask(does="release", nonce=before, boot_id="any", at=dt.datetime.now(dt.UTC))
+    etcd.txn((), (Put(f"/update-agent/groups/web/asks/{one.id}", encode_ask(late)),))
+    rule(etcd, 3)
+    assert set(held(etcd).holders) == {one.id}
 
 
 # Holders that do not come back, and those who take from them -------------------------------------

@@ -15,6 +15,8 @@ The rules kept here:
   kept for ever: a host that did not confirm it in the time that it wanted is gone, and did not
   reboot. Withdrawing it is safe, for confirming it then fails.
 * Asking again, and releasing what is not held, change nothing.
+* What the holder of a nonce asks for (``Ask``) may be done by anybody, once, and late: a nonce is
+  used for one reboot, so what it asked for can do nothing to the next.
 * Times are for people to read and decide nothing: the clocks of two hosts may be a day apart. What
   takes time (``gap``) is measured by whoever waits, on its own clock, and comes in as seconds.
 * Fields of a newer version are kept as they are found.
@@ -26,7 +28,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -127,6 +129,17 @@ class Waiting:
     """What keeps its place."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a holder wants done to its reboot slot, by itself or whoever changes the slots next."""
+
+    does: Literal["confirm", "release"]
+    nonce: Nonce
+    boot_id: Annotated[str, Meta(max_length=64)]
+    at: Time
+    """By its own clock."""
+
+
 # From and to JSON --------------------------------------------------------------------------------
 
 T = TypeVar("T", Holder, Semaphore)
@@ -171,6 +184,18 @@ def decode_waiting(data: bytes, host: str, *, created: int, lease: int) -> Waiti
 def encode_waiting(wish: Holder) -> bytes:
     """Return what a host writes into the queue, as JSON."""
     return _bytes(_plain(wish))
+
+
+def decode_ask(data: bytes, host: str) -> Ask:
+    """Return what a host asks for. Raises DocumentError."""
+    what = f"what {host} asks for"
+    document.shaped(host, HostId, what)
+    return document.decode(data, Ask, what, max_size=_MAX_WISH)
+
+
+def encode_ask(ask: Ask) -> bytes:
+    """Return what a host writes of what it asks for, as JSON."""
+    return document.encode(ask)
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -255,6 +280,27 @@ def release(found: Semaphore, host: str, nonce: str, now: datetime) -> Semaphore
     if held is None or held.nonce != nonce:
         return found
     return _without(found, host, now if held.confirmed else None)
+
+
+def serve(found: Semaphore, host: str, ask: Ask) -> Semaphore:
+    """Return the semaphore after what ``host`` asks for; unchanged when that may not be."""
+    held = found.holders.get(host)
+    if held is None or held.nonce != ask.nonce:
+        return found
+    if ask.does == "release":
+        return release(found, host, ask.nonce, ask.at)
+    if held.boot_id != ask.boot_id or _frozen(found):
+        return found
+    return _with(found, host, replace(held, offered=False, confirmed=ask.at))
+
+
+def served(found: Semaphore, host: str, ask: Ask) -> bool:
+    """Return whether what ``host`` asks for was done, by whoever."""
+    held = found.holders.get(host)
+    mine = held if held and held.nonce == ask.nonce else None
+    if ask.does == "release":
+        return mine is None
+    return mine is not None and (mine.boot_id, mine.confirmed) == (ask.boot_id, ask.at)
 
 
 def cloned(held: Holder, wish: Holder) -> Wait:

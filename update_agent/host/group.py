@@ -6,6 +6,10 @@ again. After an unclear outcome it reads and decides anew, and ``unsure`` stays 
 was written for certain: whatever is still under way compares an older revision, and comes to
 nothing.
 
+Many who want to write one key at once lose most of their races. So who loses one leaves, in the
+same transaction, a key that says what it asks for, and whoever writes next does that as well. Of
+all who lost, one writes for them all, and the others see it done.
+
 A host that wants a reboot slot queues up first, with a key of its own whose lease ends when the
 host is gone; no safety hangs on that. Whoever changes the slots offers, in the same transaction,
 what is free to those whose turn it is: they become holders, and their keys go. So each host watches
@@ -17,12 +21,12 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from update_agent.core import semaphore
 from update_agent.core.document import DocumentError
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Holder, Semaphore, Waiting
+from update_agent.core.semaphore import Ask, Holder, Semaphore, Waiting
 from update_agent.host.etcd import (
     Answer,
     CompactedError,
@@ -32,7 +36,6 @@ from update_agent.host.etcd import (
     Entry,
     Etcd,
     EtcdError,
-    Found,
     Get,
     Operation,
     Put,
@@ -43,10 +46,16 @@ from update_agent.host.etcd import (
 PREFIX = "/update-agent/groups/"
 _RACES = 200
 """Attempts of one change against those of others."""
+_AT_ONCE = 3
+"""Races lost after which a change waits a little before the next."""
 _SPREAD = 8
 """Times the duration of a swap over which those who lose races spread, at most."""
 _HEAD = 16
 """Hosts of the queue that are looked at, and may be offered a reboot slot."""
+_HELPS = 4
+"""Changes that are made for others after one's own."""
+_ASKS = 32
+"""Hosts whose asks are served with one change."""
 _UNCLEAR = 3
 """Unclear outcomes of one change after which it is given up."""
 LEASE = 180
@@ -72,6 +81,8 @@ class View:
     """This host, if it waits."""
     waiting: int = 0
     """How many wait."""
+    asks: tuple[Entry, ...] = ()
+    """What holders ask for, as it stands in etcd; this host's too."""
     cluster: str
     revision: int
     """Where etcd stood."""
@@ -115,6 +126,8 @@ class Edit:
     leaves: Waiting | None = None
     always: bool = False
     """Write it even if it says the same."""
+    ask: Ask | None = None
+    """What others may do for this host if it loses a race; then that is all of the edit."""
 
 
 class Group:
@@ -145,49 +158,50 @@ class Group:
         self._monotonic = monotonic
         self._key = f"{PREFIX}{name}/reboot"
         self._queue = f"{PREFIX}{name}/waiting/"
+        self._asks = f"{PREFIX}{name}/asks/"
         self._first_seen: dict[str, float] = {}
 
-    def look(self, *, queue: bool = True) -> View:
+    def look(self) -> View:
         """Return the group as it stands, and the head of its queue. Raises EtcdError."""
-        return self._view(self._etcd.txn((), self._reads(queue=queue)))
+        return self._view(self._etcd.txn((), self._reads()))
 
-    def change(
-        self,
-        edit: Callable[[View], Edit | Wait],
-        view: View | None = None,
-        *,
-        queue: bool = True,
-    ) -> Wait | None:
+    def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
 
-        Without ``queue`` it is neither read nor served: for what frees no slot. After an error it
-        is not known whether the change was made, or still will be.
+        ``edit`` sees the slots as they are after what others ask for. After an error it is not
+        known whether the change was made, or still will be.
         """
-        view = view or self.look(queue=queue)
+        view = view or self.look()
         unclear = 0
         for race in range(_RACES):
-            edited = edit(view)
+            edited = edit(_after_asks(view))
             if isinstance(edited, Wait):
                 return edited
             if edited.semaphore == view.semaphore and not edited.always:
                 return None
             began = self._monotonic()
             try:
-                answer = self._swap(view, edited, queue=queue)
+                answer = self._swap(view, edited)
             except UnclearError:
                 self.unsure = True
                 unclear += 1
                 if unclear == _UNCLEAR:
                     raise
-                view = self.look(queue=queue)
+                view = self.look()
                 continue
+            view = self._view(answer)
             if answer.succeeded:
                 self.unsure = False
+                self._help(view)
                 return None
             self.races += 1
-            took = self._monotonic() - began
-            time.sleep(self._chance() * took * min(2**race, _SPREAD))
-            view = self._view(answer)
+            if race >= _AT_ONCE or self._others_will(view, edited.ask):
+                took = self._monotonic() - began
+                time.sleep((1 + self._chance()) * took * min(2**race, _SPREAD))
+                view = self.look()
+            if self._was_served(view, edited.ask):
+                self.unsure = False
+                return None
         raise LostRacesError(
             f"lost {_RACES} races for the reboot slots of {self.name}",
             hint="the next try may win; 'update-agentctl lock status' shows who changes them",
@@ -243,31 +257,62 @@ class Group:
 
     # Within
 
-    def _reads(self, *, queue: bool = True) -> tuple[Get, ...]:
-        if not queue:
-            return (Get(self._key),)
+    def _reads(self) -> tuple[Get, ...]:
         head = Get(self._queue, prefix=True, limit=_HEAD)
-        own = (Get(self._queue + self.host),) if self.host else ()
-        return (Get(self._key), head, *own)
+        asks = Get(self._asks, prefix=True, limit=_ASKS)
+        own = (Get(self._queue + self.host), Get(self._asks + self.host)) if self.host else ()
+        return (Get(self._key), head, asks, *own)
 
-    def _swap(self, view: View, edit: Edit, *, queue: bool = True) -> Answer:
+    def _swap(self, view: View, edit: Edit) -> Answer:
         leaves = edit.leaves
-        head = _understood(view.head) if queue else ()
-        others = (it for it in head if not leaves or it.host != leaves.host)
-        quiet = self.quiet(edit.semaphore)
-        after, turn = semaphore.offer(edit.semaphore, others, quiet=quiet)
+        others = (it for it in view.queue if not leaves or it.host != leaves.host)
+        after, turn = semaphore.offer(edit.semaphore, others, quiet=self.quiet(edit.semaphore))
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         compares += [Created(self._queue + it.host, it.created) for it in turn]
+        compares += [Unchanged(it.key, it.changed) for it in view.asks]
         writes: list[Operation] = [Put(self._key, semaphore.encode(after))]
         writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
+        writes += [Delete(it.key) for it in view.asks]
         self.writes += 1
-        reads = self._reads(queue=queue)
-        return self._etcd.txn(compares, (*writes, *reads), reads)
+        reads = self._reads()
+        return self._etcd.txn(compares, (*writes, *reads), (*self._asking(view, edit), *reads))
+
+    def _help(self, view: View) -> None:
+        """Do what others came to ask and wait for since the last change read it. It can wait."""
+        for _ in range(_HELPS):
+            after = _after_asks(view)
+            if after.semaphore is None:
+                return
+            quiet = self.quiet(after.semaphore)
+            turn = semaphore.offer(after.semaphore, _understood(view.head), quiet=quiet)[1]
+            if after.semaphore == view.semaphore and not turn:
+                return
+            with suppress(EtcdError):
+                answer = self._swap(view, Edit(semaphore=after.semaphore))
+                if answer.succeeded:
+                    view = self._view(answer)
+                    continue
+            return  # who won goes on
+
+    def _others_will(self, view: View, ask: Ask | None) -> bool:
+        """Return whether somebody asked before this host, and will serve it too."""
+        return bool(ask and self.host and view.asks and not view.asks[0].key.endswith(self.host))
+
+    def _asking(self, view: View, edit: Edit) -> Iterator[Put]:
+        """Yield what leaves an ask for others, unless it is there."""
+        if edit.ask and self.host:
+            put = Put(self._asks + self.host, semaphore.encode_ask(edit.ask))
+            if not any((it.key, it.value) == (put.key, put.value) for it in view.asks):
+                yield put
+
+    def _was_served(self, view: View, ask: Ask | None) -> bool:
+        if not (ask and self.host and view.semaphore):
+            return False
+        return semaphore.served(view.semaphore, self.host, ask)
 
     def _view(self, answer: Answer) -> View:
-        slots, *queue = answer.found
-        head = queue[0] if queue else Found()
-        own = queue[1:]
+        slots, head, asks, *own = answer.found
+        asking = asks.entries + (own[1].entries if own else ())
         found, broken = None, None
         if slots.entry:
             try:
@@ -283,6 +328,7 @@ class Group:
             head=head.entries,
             own=own[0].entry if own else None,
             waiting=head.count,
+            asks=tuple({it.key: it for it in asking}.values()),
             cluster=answer.cluster,
             revision=answer.revision,
         )
@@ -302,6 +348,18 @@ def _understood(entries: Iterable[Entry]) -> Iterator[Waiting]:
         host = it.key.rpartition("/")[2]
         with suppress(DocumentError):
             yield semaphore.decode_waiting(it.value, host, created=it.created, lease=it.lease)
+
+
+def _after_asks(view: View) -> View:
+    """Return the view of the slots after what is asked for; nonsense asks for nothing."""
+    found = view.semaphore
+    if found is None:
+        return view
+    for it in view.asks:
+        host = it.key.rpartition("/")[2]
+        with suppress(DocumentError):
+            found = semaphore.serve(found, host, semaphore.decode_ask(it.value, host))
+    return replace(view, semaphore=found)
 
 
 # What operators do -------------------------------------------------------------------------------

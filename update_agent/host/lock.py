@@ -5,6 +5,8 @@ The rules kept here:
 * The nonce of a wish is on this host's disk before anybody else hears of it, and stays there until
   the wish is known to be over. So whoever comes after a crash, a reboot or an answer that was lost
   finds what it holds, and can give it back.
+* A wish that was to be given back is not taken up again: what was asked for with its nonce may
+  still be done, late, and by others.
 * etcd is not believed when it went back: another cluster, or an older revision than this host has
   seen, as after a restore from a backup. What it says about holders may then be old, and this host
   waits until a person has looked (``update-agentctl lock slots`` says so to all hosts).
@@ -19,14 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from update_agent.core import document, semaphore
 from update_agent.core.document import DocumentError, Format, Time
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Holder, Labels, Nonce, Semaphore
+from update_agent.core.semaphore import Ask, Holder, Labels, Nonce, Semaphore
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import files
@@ -71,7 +73,7 @@ class Note:
     boots: Annotated[tuple[str, ...], Meta(max_length=_BOOTS)] = ()
     """The boots of this host, and of no copy of it, that had this wish."""
     leaving: bool = False
-    """It is to be ended as soon as etcd can be reached."""
+    """It is over, and to be given back as soon as etcd can be reached."""
     bad: Annotated[tuple[Version, ...], Meta(max_length=_BAD)] = ()
     """Releases that rolled back here; etcd does not know yet."""
     cluster: Annotated[str, Meta(max_length=20)] = ""
@@ -145,8 +147,8 @@ class Lock:
         self._turn = threading.RLock()
         self._revision = notebook.note.revision
         self._stayed = -float(group.lease)
-        self._held: View | None = None
-        """Where this host was last seen to hold what it may confirm."""
+        self._seen: View | None = None
+        """The newest view of the group."""
         group.host = me.host
         group.unsure = notebook.note.nonce is not None
 
@@ -158,6 +160,7 @@ class Lock:
     def acquire(self, running: Version, target: Version | None) -> Wait | None:
         """Hold a reboot slot, or return why not yet, with a place in the queue."""
         with self._turn:
+            self.leave()
             wish = self._wish(running, target)
             view = self._group.look()
             if wait := self._doubt(view):
@@ -189,17 +192,17 @@ class Lock:
                     reason=Reason.LOCK_LOST, sentence="this host holds no reboot slot",
                     ends="the next try, which asks for one",
                 )  # fmt: skip
-            wish, now = self._holder(nonce), self._now()
+            wish, ask = self._holder(nonce), self._ask("confirm", nonce)
 
             def edit(view: View) -> Edit | Wait:
                 if wait := self._doubt(view):
                     return wait
-                edited = semaphore.confirm(_slots(view), self._me.host, wish, now)
-                return edited if isinstance(edited, Wait) else Edit(semaphore=edited, always=True)
+                edited = semaphore.confirm(_slots(view), self._me.host, wish, ask.at)
+                if isinstance(edited, Wait):
+                    return edited
+                return Edit(semaphore=edited, always=True, ask=ask)
 
-            held, self._held = self._held, None
-            newest = held if held and held.revision == self._revision else None
-            return self._group.change(edit, newest, queue=False)
+            return self._group.change(edit, self._newest_for(ask))
 
     def release(self) -> None:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
@@ -207,18 +210,20 @@ class Lock:
             nonce = self._book.note.nonce
             if nonce is None:
                 return
-            now = self._now()
+            self.leave_later()
+            host, ask = self._me.host, self._ask("release", nonce)
 
             def edit(view: View) -> Edit | Wait:
                 if view.semaphore is None:
                     return _absent(view, self._group.name)
-                mine = view.mine(self._me.host)
+                mine = view.mine(host)
                 leaves = mine if mine and mine.wish.nonce == nonce else None
-                after = semaphore.release(view.semaphore, self._me.host, nonce, now)
+                after = semaphore.release(view.semaphore, host, nonce, ask.at)
                 always = self._group.unsure or leaves is not None  # or it is offered one just then
-                return Edit(semaphore=after, leaves=leaves, always=always)
+                helped = None if leaves or semaphore.served(view.semaphore, host, ask) else ask
+                return Edit(semaphore=after, leaves=leaves, always=always, ask=helped)
 
-            wait = self._group.change(edit)
+            wait = self._group.change(edit, self._newest_for(ask))
             if wait and wait.reason is not Reason.LOCK_MISSING:
                 raise EtcdError(wait.sentence, hint=wait.ends)
             if wait:
@@ -244,7 +249,7 @@ class Lock:
                 self._book.write(replace(self._book.note, leaving=True))
 
     def leave(self) -> None:
-        """Release, if that is still wanted: who acquired again meanwhile keeps what it has."""
+        """Release what is to be given back, if there is something."""
         with self._turn:
             if self._book.note.leaving:
                 self.release()
@@ -279,6 +284,17 @@ class Lock:
         boots = note.boots if boot in note.boots else (*note.boots, boot)[-_BOOTS:]
         self._book.write(replace(note, nonce=nonce, boots=boots, leaving=False))
         return replace(self._holder(nonce), running=running, target=target)
+
+    def _ask(self, does: Literal["confirm", "release"], nonce: str) -> Ask:
+        return Ask(does=does, nonce=nonce, boot_id=self._me.boot_id, at=self._now())
+
+    def _newest_for(self, ask: Ask) -> View | None:
+        """Return the newest view, if what is asked for can be done in it."""
+        view = self._seen
+        if not (view and view.semaphore and view.revision == self._revision):
+            return None
+        after = semaphore.serve(view.semaphore, self._me.host, ask)
+        return view if after != view.semaphore else None
 
     def _holder(self, nonce: str) -> Holder:
         me = self._me
@@ -347,7 +363,6 @@ class Lock:
             return semaphore.cloned(other, wish)
         quiet = self._group.quiet(found)
         after = semaphore.acquire(found, host, wish, quiet=quiet)
-        self._held = view if after == found else None
         if isinstance(after, Wait):
             return self._explained(after, view, quiet)
         if held or view.in_turn(host, quiet=quiet):
@@ -384,7 +399,7 @@ class Lock:
     def _doubt(self, view: View) -> Wait | None:
         """Return why what etcd says is not to be believed, or says nothing."""
         before, note = self._book.note, self._noted(view)
-        self._revision = view.revision
+        self._revision, self._seen = view.revision, view
         if note != before:
             self._book.write(replace(note, revision=view.revision))
         if view.semaphore is None:
