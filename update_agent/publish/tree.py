@@ -45,13 +45,18 @@ _FOLDERS = (
 
 _SCRIPT = """\
 #!/usr/bin/python3 -I
+import gc
 import sys
 
+gc.disable()
 sys.path.insert(0, "/{library}")
 from {module} import {function}
 
+gc.freeze()
+gc.enable()
 sys.exit({function}())
 """
+"""Nothing that is imported is ever garbage: to look for some takes a fifth of a program's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
