@@ -12,12 +12,12 @@ from conftest import NewMachine
 from depot import Depot
 from follower import UNLIMITED
 from machine import Machine, Throttle
-from releases import QUIET, Workshop
+from releases import LEAN, Workshop
 
 DISK = 50_000_000
 """Bytes a second."""
 
-SECONDS = 12
+SECONDS = 10
 """That each way is watched."""
 
 LATENCY = Path(__file__).parents[1] / "tests/bench/latency.py"
@@ -31,7 +31,7 @@ reboot.strategy = "off"
 STATIC = '[limits]\nfloor = "20M"\nceiling = "20M"\n'
 GOVERNED = ""
 
-DD = "sudo dd if=/dev/vda2 of=/dev/vda3 bs=1M count=510 iflag=direct oflag=direct conv=fsync"
+DD = "sudo dd if=/dev/vda2 of=/dev/vda3 bs=1M count=330 iflag=direct oflag=direct conv=fsync"
 
 
 @dataclass
@@ -90,7 +90,7 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
     folder = workshop.folder / "depot-limits"
     folder.mkdir()
     depot = Depot(folder=folder)
-    old, new = workshop.release("1.0.0", QUIET), workshop.release("1.1.0", QUIET)
+    old, new = workshop.release("1.0.0", LEAN), workshop.release("1.1.0", LEAN)
     depot.add(new, "1.1.0", level=3)
     depot.promote("1.1.0")
     disk = workshop.disk(old)
