@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from conftest import NewMachine
 from depot import Depot
-from follower import SETTINGS, Host
+from follower import SETTINGS, UNLIMITED, Host
 from machine import UP, Machine
 from releases import LEAN, Workshop
 
@@ -73,7 +73,8 @@ def story(workshop: Workshop, new_machine: NewMachine) -> Iterator[Story]:
     images[NEW] = workshop.release(NEW, LEAN | {"etc/news": "new " * 500_000})
     depot.add(images[NEW], NEW, level=1)
     disk = workshop.disk(images[OLD], size_mib=5 * 1024)
-    machine = new_machine(disk, "cut", memory=640, credentials=depot.settings(SETTINGS))
+    settings = depot.settings(SETTINGS + UNLIMITED)
+    machine = new_machine(disk, "cut", memory=640, credentials=settings)
     with depot.served():
         machine.boot()
         machine.put(closed_window(), "/etc/update-agent/70-window.toml")
