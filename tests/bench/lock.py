@@ -37,7 +37,8 @@ from update_agent.host.etcd import Access, Etcd, Get
 from update_agent.host.group import Edit, Group
 from update_agent.host.lock import Lock, Me, Notebook
 
-PROCESSES = 3
+PROCESSES = 25
+"""Of hosts: hundreds of threads that want one interpreter at once get nothing done."""
 PATIENCE = 60.0
 """Seconds between two looks of a host that nobody calls."""
 

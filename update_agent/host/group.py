@@ -36,6 +36,7 @@ from update_agent.host.etcd import (
     Entry,
     Etcd,
     EtcdError,
+    Found,
     Get,
     Operation,
     Put,
@@ -174,10 +175,11 @@ class Group:
         view = view or self.look()
         unclear = 0
         for race in range(_RACES):
-            edited = edit(_after_asks(view))
+            after = _after_asks(view)
+            edited = edit(after)
             if isinstance(edited, Wait):
                 return edited
-            if edited.semaphore == view.semaphore and not edited.always:
+            if edited.semaphore == after.semaphore and not (edited.always or self._asks_in(view)):
                 return None
             began = self._monotonic()
             try:
@@ -189,19 +191,17 @@ class Group:
                     raise
                 view = self.look()
                 continue
-            view = self._view(answer)
+            found = self._view(answer)
             if answer.succeeded:
                 self.unsure = False
-                self._help(view)
+                self._help(found)
                 return None
             self.races += 1
-            if race >= _AT_ONCE or self._others_will(view, edited.ask):
-                took = self._monotonic() - began
-                time.sleep((1 + self._chance()) * took * min(2**race, _SPREAD))
-                view = self.look()
-            if self._was_served(view, edited.ask):
-                self.unsure = False
-                return None
+            took = self._monotonic() - began
+            for view in self._newer(found, edited.ask, race, took):
+                if edited.ask and self._served(view, edited.ask):
+                    self.unsure = False
+                    return None
         raise LostRacesError(
             f"lost {_RACES} races for the reboot slots of {self.name}",
             hint="the next try may win; 'update-agentctl lock status' shows who changes them",
@@ -259,9 +259,13 @@ class Group:
 
     def _reads(self) -> tuple[Get, ...]:
         head = Get(self._queue, prefix=True, limit=_HEAD)
+        own = (Get(self._queue + self.host),) if self.host else ()
+        return (*self._reads_without_queue(), head, *own)
+
+    def _reads_without_queue(self) -> tuple[Get, ...]:
         asks = Get(self._asks, prefix=True, limit=_ASKS)
-        own = (Get(self._queue + self.host), Get(self._asks + self.host)) if self.host else ()
-        return (Get(self._key), head, asks, *own)
+        own = (Get(self._asks + self.host),) if self.host else ()
+        return (Get(self._key), asks, *own)
 
     def _swap(self, view: View, edit: Edit) -> Answer:
         leaves = edit.leaves
@@ -274,8 +278,8 @@ class Group:
         writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
         writes += [Delete(it.key) for it in view.asks]
         self.writes += 1
-        reads = self._reads()
-        return self._etcd.txn(compares, (*writes, *reads), (*self._asking(view, edit), *reads))
+        ask, reads = self._asking(view, edit), self._reads_without_queue()
+        return self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
 
     def _help(self, view: View) -> None:
         """Do what others came to ask and wait for since the last change read it. It can wait."""
@@ -294,25 +298,40 @@ class Group:
                     continue
             return  # who won goes on
 
-    def _others_will(self, view: View, ask: Ask | None) -> bool:
-        """Return whether somebody asked before this host, and will serve it too."""
-        return bool(ask and self.host and view.asks and not view.asks[0].key.endswith(self.host))
+    def _newer(self, lost: View, ask: Ask | None, race: int, took: float) -> Iterator[View]:
+        """Yield what is seen after a race was lost; the last is the whole.
 
-    def _asking(self, view: View, edit: Edit) -> Iterator[Put]:
-        """Yield what leaves an ask for others, unless it is there."""
-        if edit.ask and self.host:
-            put = Put(self._asks + self.host, semaphore.encode_ask(edit.ask))
-            if not any((it.key, it.value) == (put.key, put.value) for it in view.asks):
-                yield put
+        Who asked before this host will serve it, and has the time of a swap for it.
+        """
+        yield lost
+        others_first = ask and lost.asks and lost.asks[0].key != self._asks + (self.host or "")
+        if others_first or race >= _AT_ONCE:
+            time.sleep((1 + self._chance()) * took * min(2**race, _SPREAD))
+        if others_first:
+            yield self._view(self._etcd.txn((), self._reads_without_queue()))
+        yield self.look()
 
-    def _was_served(self, view: View, ask: Ask | None) -> bool:
-        if not (ask and self.host and view.semaphore):
-            return False
-        return semaphore.served(view.semaphore, self.host, ask)
+    def _asks_in(self, view: View) -> bool:
+        """Return whether this host itself asks for something in ``view``, which is to be done."""
+        return any(it.key == self._asks + (self.host or "") for it in view.asks)
+
+    def _served(self, view: View, ask: Ask) -> bool:
+        found, host = view.semaphore, self.host
+        return found is not None and host is not None and semaphore.served(found, host, ask)
+
+    def _asking(self, view: View, edit: Edit) -> list[Put]:
+        """Return what leaves an ask for others; nothing if it is there."""
+        if not (edit.ask and self.host):
+            return []
+        put = Put(self._asks + self.host, semaphore.encode_ask(edit.ask))
+        there = any((it.key, it.value) == (put.key, put.value) for it in view.asks)
+        return [] if there else [put]
 
     def _view(self, answer: Answer) -> View:
-        slots, head, asks, *own = answer.found
-        asking = asks.entries + (own[1].entries if own else ())
+        parts = iter(answer.found)
+        slots, asks = next(parts), next(parts)
+        asking = asks.entries + (next(parts).entries if self.host else ())
+        head, own = next(parts, Found()), next(parts, Found())
         found, broken = None, None
         if slots.entry:
             try:
@@ -326,7 +345,7 @@ class Group:
             broken=broken,
             changed=slots.entry.changed if slots.entry else 0,
             head=head.entries,
-            own=own[0].entry if own else None,
+            own=own.entry,
             waiting=head.count,
             asks=tuple({it.key: it for it in asking}.values()),
             cluster=answer.cluster,
