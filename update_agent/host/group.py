@@ -306,7 +306,8 @@ class Group:
         yield lost
         others_first = ask and lost.asks and lost.asks[0].key != self._asks + (self.host or "")
         if others_first or race >= _AT_ONCE:
-            time.sleep((1 + self._chance()) * took * min(2**race, _SPREAD))
+            share = self._chance() + (1 if others_first else 0)
+            time.sleep(share * took * min(2**race, _SPREAD))
         if others_first:
             yield self._view(self._etcd.txn((), self._reads_without_queue()))
         yield self.look()
