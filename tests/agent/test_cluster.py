@@ -124,6 +124,17 @@ def refused(it: ClusterReboots) -> Wait:
     return caught.value.wait
 
 
+def test_what_is_owed_is_told_before_a_reboot_slot_is_asked_for_again(fleet: Fleet) -> None:
+    one = fleet.host(1)
+    one._lock.rolled_back(V("0.9.0"))
+
+    assert ask(one) is None
+
+    with fleet.etcds.client() as etcd:
+        assert groups.bad_hosts(etcd, "0.9.0") == ["web-1"]
+        groups.forgive(etcd, "0.9.0")
+
+
 # One after the other -----------------------------------------------------------------------------
 
 

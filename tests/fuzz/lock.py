@@ -161,6 +161,7 @@ class Run:
         """Note that a host was let through. One that was forced out is not counted on."""
         nonce = str(host.lock._book.note.nonce)
         with self.lock:
+            assert nonce not in self.released, "it set out to release, and was let through"
             self.away[nonce] = host.id
             here = [it for it in self.away if it not in self.named]
             self.most_away = max(self.most_away, len(here))

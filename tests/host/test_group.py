@@ -470,7 +470,7 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
         group = Group(other, "web", host=host(1))
         assert group.change(confirmed(1)) is None
 
-    assert (group.races, group.writes, len(fake.seen)) == (1, 2, 5)  # look, lose, look twice, win
+    assert (group.races, group.writes, len(fake.seen)) == (1, 2, 4)  # look, lose, look, win
     assert set(held(etcd).holders) == {host(1)}
 
 
@@ -488,6 +488,37 @@ def test_what_is_asked_for_without_sense_or_too_late_is_swept_away(etcd: Etcd) -
 
     assert holders(etcd) == {host(1)}
     assert Group(etcd, "web").look().asks == ()
+
+
+@pytest.mark.case(87)
+@pytest.mark.parametrize("key", ["\udcff", f"x/{host(1)}"], ids=["no-text", "further-below"])
+def test_keys_that_are_no_host_s_stop_nobody(key: str, etcd: Etcd, etcd1: Cluster) -> None:
+    rule(etcd, 0)
+    sense = {"asks": semaphore.encode_ask(asks("release", 1)),
+             "waiting": semaphore.encode_waiting(wish(1))}  # fmt: skip
+    for folder, data in sense.items():
+        etcd1.ctl("put", f"/update-agent/groups/web/{folder}/{key}", data.decode())
+
+    rule(etcd, 2)
+    assert holders(etcd) == set()
+    assert Group(etcd, "web").change(taken_by(1)) is None
+    assert Group(etcd, "web").change(same_again) is None
+    assert holders(etcd) == {host(1)}
+
+
+def test_where_no_more_holders_have_room_they_are_still_released(etcd: Etcd) -> None:
+    long = {f"label-{at}": "x" * 500 for at in range(20)}
+    rule(etcd, 200)
+    full = {host(it): replace(wish(it), labels=long) for it in range(95)}
+    group = Group(etcd, "web")
+    group.change(lambda _: Edit(semaphore=replace(held(etcd), holders=full)))
+    for number in range(100, 110):
+        waits = semaphore.encode_waiting(replace(wish(number), labels=long))
+        etcd.txn((), (Put(f"/update-agent/groups/web/waiting/{host(number)}", waits),))
+
+    group.change(lambda _: Edit(semaphore=semaphore.force(held(etcd), host(1))))
+
+    assert holders(etcd) == full.keys() - {host(1)}
 
 
 def test_who_queues_up_while_a_slot_is_given_back_is_offered_it(etcd: Etcd, etcd1: Cluster) -> None:
@@ -529,6 +560,17 @@ def test_force_wants_a_holder_and_the_revision_that_was_looked_at(etcd: Etcd) ->
     assert holders(etcd) == {host(1), host(2)}
     assert force(group, host(1), group.look().changed) is None
     assert holders(etcd) == {host(2)}
+
+
+@pytest.mark.case(78)
+def test_who_asked_for_its_release_and_died_can_be_forced(etcd: Etcd) -> None:
+    rule(etcd, 2)
+    group = Group(etcd, "web")
+    group.change(taken_by(1))
+    etcd.txn((), (Put(ASKS + host(1), semaphore.encode_ask(asks("release", 1))),))
+
+    assert force(group, host(1), group.look().changed) is None
+    assert holders(etcd) == set()
 
 
 def test_bad_releases_are_told_listed_and_forgiven(etcd: Etcd) -> None:

@@ -94,6 +94,7 @@ class ClusterReboots:
             if wait := self._quorum():
                 self.give_back()
                 return self._lock.look(self._running, target) or wait
+            self._deliver()
             wait = self._lock.acquire(self._running, target)
         self._queued = wait is not None
         if self._lock.owes:

@@ -385,6 +385,8 @@ class Daemon:
         if self.settings.reboot.strategy is Strategy.OFF:
             await self.happened(Event.LEFT, wait=_OFF)
             return
+        if not lifecycle.takes(self.record.state, Event.PERMITTED):
+            return  # it reboots already: asking again could give the permission back
         attempt = self.record.attempt
         wait = bad = None
         try:

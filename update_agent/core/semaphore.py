@@ -15,8 +15,8 @@ The rules kept here:
   kept for ever: a host that did not confirm it in the time that it wanted is gone, and did not
   reboot. Withdrawing it is safe, for confirming it then fails.
 * Asking again, and releasing what is not held, change nothing.
-* What the holder of a nonce asks for (``Ask``) may be done by anybody, once, and late: a nonce is
-  used for one reboot, so what it asked for can do nothing to the next.
+* What a holder asks for (``Ask``) may be done by anybody, again, and late. It names the boot that
+  holds, and to release is the last that is ever asked for with a nonce.
 * Times are for people to read and decide nothing: the clocks of two hosts may be a day apart. What
   takes time (``gap``) is measured by whoever waits, on its own clock, and comes in as seconds.
 * Fields of a newer version are kept as they are found.
@@ -136,6 +136,7 @@ class Ask:
     does: Literal["confirm", "release"]
     nonce: Nonce
     boot_id: Annotated[str, Meta(max_length=64)]
+    """Of the boot that holds it."""
     at: Time
     """By its own clock."""
 
@@ -257,7 +258,7 @@ def acquire(
 def confirm(found: Semaphore, host: str, wish: Holder, now: datetime) -> Semaphore | Wait:
     """Return the semaphore in which ``host`` is about to reboot, or why it must not.
 
-    Reboots that were frozen since wait, and keep their reboot slot.
+    Once reboots are frozen nobody begins, not even who holds a reboot slot.
     """
     held = found.holders.get(host)
     if held is None:
@@ -285,13 +286,12 @@ def release(found: Semaphore, host: str, nonce: str, now: datetime) -> Semaphore
 def serve(found: Semaphore, host: str, ask: Ask) -> Semaphore:
     """Return the semaphore after what ``host`` asks for; unchanged when that may not be."""
     held = found.holders.get(host)
-    if held is None or held.nonce != ask.nonce:
+    if held is None or (held.nonce, held.boot_id) != (ask.nonce, ask.boot_id):
         return found
     if ask.does == "release":
         return release(found, host, ask.nonce, ask.at)
-    if held.boot_id != ask.boot_id or _frozen(found):
-        return found
-    return _with(found, host, replace(held, offered=False, confirmed=ask.at))
+    after = confirm(found, host, held, ask.at)
+    return found if isinstance(after, Wait) else after
 
 
 def served(found: Semaphore, host: str, ask: Ask) -> bool:

@@ -6,9 +6,9 @@ again. After an unclear outcome it reads and decides anew, and ``unsure`` stays 
 was written for certain: whatever is still under way compares an older revision, and comes to
 nothing.
 
-Many who want to write one key at once lose most of their races. So who loses one leaves, in the
-same transaction, a key that says what it asks for, and whoever writes next does that as well. Of
-all who lost, one writes for them all, and the others see it done.
+Many who want to write one key at once lose most of their races. So a holder that loses one leaves,
+in the same transaction, a key that says what it asks for: to confirm, or to release. Whoever writes
+next does that as well, and the holder sees it done; only who asked first goes on at once.
 
 A host that wants a reboot slot queues up first, with a key of its own whose lease ends when the
 host is gone; no safety hangs on that. Whoever changes the slots offers, in the same transaction,
@@ -19,14 +19,15 @@ would only have raced for. An event that is lost costs the time to the next look
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from update_agent.core import semaphore
 from update_agent.core.document import DocumentError
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.semaphore import Ask, Holder, Semaphore, Waiting
+from update_agent.core.semaphore import Ask, Holder, Released, Semaphore, Waiting
+from update_agent.errors import HostError
 from update_agent.host.etcd import (
     Answer,
     CompactedError,
@@ -47,6 +48,8 @@ from update_agent.host.etcd import (
 PREFIX = "/update-agent/groups/"
 _RACES = 200
 """Attempts of one change against those of others."""
+_PAUSE = 1.0
+"""Seconds between two tries of a change, at most."""
 _AT_ONCE = 3
 """Races lost after which a change waits a little before the next."""
 _SPREAD = 8
@@ -151,6 +154,8 @@ class Group:
         """Races lost."""
         self.writes = 0
         """Transactions that were to change the slots."""
+        self.last: View | None = None
+        """What etcd said last."""
         self.lease = lease
         self._etcd = etcd
         self.host = host
@@ -169,7 +174,7 @@ class Group:
     def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
 
-        ``edit`` sees the slots as they are after what others ask for. After an error it is not
+        ``edit`` sees the slots as they will be after what holders ask for. After an error it is not
         known whether the change was made, or still will be.
         """
         view = view or self.look()
@@ -179,7 +184,9 @@ class Group:
             edited = edit(after)
             if isinstance(edited, Wait):
                 return edited
-            if edited.semaphore == after.semaphore and not (edited.always or self._asks_in(view)):
+            if edited.semaphore == after.semaphore and not (
+                edited.always or self._asks_itself(view)
+            ):
                 return None
             began = self._monotonic()
             try:
@@ -197,11 +204,13 @@ class Group:
                 self._help(found)
                 return None
             self.races += 1
-            took = self._monotonic() - began
-            for view in self._newer(found, edited.ask, race, took):
-                if edited.ask and self._served(view, edited.ask):
-                    self.unsure = False
-                    return None
+            if not self._served(found, edited.ask):
+                self._wait_for_others(found, edited.ask, race, self._monotonic() - began)
+                found = self.look()
+            if self._served(found, edited.ask):
+                self.unsure = False
+                return None
+            view = found
         raise LostRacesError(
             f"lost {_RACES} races for the reboot slots of {self.name}",
             hint="the next try may win; 'update-agentctl lock status' shows who changes them",
@@ -242,7 +251,7 @@ class Group:
 
     def quiet(self, found: Semaphore) -> float:
         """Return for how many seconds nobody came back, as far as this observer has seen."""
-        return self.seen(found.released.nonce) if found.released else 0.0
+        return self.seen(_return_of(found.released)) if found.released else 0.0
 
     def lapsed(self, found: Semaphore) -> list[str]:
         """Return the hosts that did not confirm what they were offered in their time.
@@ -257,6 +266,11 @@ class Group:
 
     # Within
 
+    @property
+    def _own_ask(self) -> str | None:
+        """The key by which this host asks for something."""
+        return self._asks + self.host if self.host else None
+
     def _reads(self) -> tuple[Get, ...]:
         head = Get(self._queue, prefix=True, limit=_HEAD)
         own = (Get(self._queue + self.host),) if self.host else ()
@@ -264,67 +278,76 @@ class Group:
 
     def _reads_without_queue(self) -> tuple[Get, ...]:
         asks = Get(self._asks, prefix=True, limit=_ASKS)
-        own = (Get(self._asks + self.host),) if self.host else ()
+        own = (Get(self._own_ask),) if self._own_ask else ()
         return (Get(self._key), asks, *own)
 
     def _swap(self, view: View, edit: Edit) -> Answer:
         leaves = edit.leaves
-        others = (it for it in view.queue if not leaves or it.host != leaves.host)
-        after, turn = semaphore.offer(edit.semaphore, others, quiet=self.quiet(edit.semaphore))
+        others = [it for it in view.queue if not leaves or it.host != leaves.host]
+        after, turn = self._offered(edit.semaphore, others)
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         compares += [Created(self._queue + it.host, it.created) for it in turn]
-        compares += [Unchanged(it.key, it.changed) for it in view.asks]
-        writes: list[Operation] = [Put(self._key, semaphore.encode(after))]
+        compares += [Unchanged(entry.key, entry.changed) for entry, _, _ in _asked(view)]
+        writes: list[Operation] = [Put(self._key, after)]
         writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
         writes += [Delete(it.key) for it in view.asks]
         self.writes += 1
-        ask, reads = self._asking(view, edit), self._reads_without_queue()
+        ask, reads = self._asking(view, edit.ask), self._reads_without_queue()
         return self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
 
+    def _offered(
+        self, found: Semaphore, queue: Sequence[Waiting]
+    ) -> tuple[bytes, Sequence[Waiting]]:
+        """Return what to write so that what is free is offered, and to whom it is.
+
+        Where there is no room for more holders, nothing is offered.
+        """
+        after, turn = semaphore.offer(found, queue, quiet=self.quiet(found))
+        try:
+            return semaphore.encode(after), turn
+        except HostError:
+            return semaphore.encode(found), ()
+
     def _help(self, view: View) -> None:
-        """Do what others came to ask and wait for since the last change read it. It can wait."""
+        """Do what others came to ask and wait for since the last change read it. It can wait.
+
+        What becomes of it need not be known: nothing of this host's own is in it.
+        """
         for _ in range(_HELPS):
-            after = _after_asks(view)
-            if after.semaphore is None:
+            found = _after_asks(view).semaphore
+            if found is None:
                 return
-            quiet = self.quiet(after.semaphore)
-            turn = semaphore.offer(after.semaphore, _understood(view.head), quiet=quiet)[1]
-            if after.semaphore == view.semaphore and not turn:
+            turn = semaphore.offer(found, view.queue, quiet=self.quiet(found))[1]
+            if found == view.semaphore and not turn:
                 return
-            with suppress(EtcdError):
-                answer = self._swap(view, Edit(semaphore=after.semaphore))
+            with suppress(HostError):
+                answer = self._swap(view, Edit(semaphore=found))
                 if answer.succeeded:
                     view = self._view(answer)
                     continue
             return  # who won goes on
 
-    def _newer(self, lost: View, ask: Ask | None, race: int, took: float) -> Iterator[View]:
-        """Yield what is seen after a race was lost; the last is the whole.
-
-        Who asked before this host will serve it, and has the time of a swap for it.
-        """
-        yield lost
-        others_first = ask and lost.asks and lost.asks[0].key != self._asks + (self.host or "")
+    def _wait_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> None:
+        """Wait after a race that was lost in ``took`` seconds, if others are to have the time."""
+        others_first = ask is not None and bool(lost.asks) and lost.asks[0].key != self._own_ask
         if others_first or race >= _AT_ONCE:
             share = self._chance() + (1 if others_first else 0)
-            time.sleep(share * took * min(2**race, _SPREAD))
-        if others_first:
-            yield self._view(self._etcd.txn((), self._reads_without_queue()))
-        yield self.look()
+            time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
 
-    def _asks_in(self, view: View) -> bool:
-        """Return whether this host itself asks for something in ``view``, which is to be done."""
-        return any(it.key == self._asks + (self.host or "") for it in view.asks)
+    def _asks_itself(self, view: View) -> bool:
+        return any(it.key == self._own_ask for it in view.asks)
 
-    def _served(self, view: View, ask: Ask) -> bool:
-        found, host = view.semaphore, self.host
-        return found is not None and host is not None and semaphore.served(found, host, ask)
+    def _served(self, view: View, ask: Ask | None) -> bool:
+        """Return whether what this host asks for was done, by whoever."""
+        if ask is None or view.semaphore is None or self.host is None:
+            return False
+        return semaphore.served(view.semaphore, self.host, ask)
 
-    def _asking(self, view: View, edit: Edit) -> list[Put]:
+    def _asking(self, view: View, ask: Ask | None) -> list[Put]:
         """Return what leaves an ask for others; nothing if it is there."""
-        if not (edit.ask and self.host):
+        if ask is None or self._own_ask is None:
             return []
-        put = Put(self._asks + self.host, semaphore.encode_ask(edit.ask))
+        put = Put(self._own_ask, semaphore.encode_ask(ask))
         there = any((it.key, it.value) == (put.key, put.value) for it in view.asks)
         return [] if there else [put]
 
@@ -341,25 +364,36 @@ class Group:
                 broken = str(error)
         if found:
             self._note(found)
-        return View(
+        self.last = View(
             semaphore=found,
             broken=broken,
             changed=slots.entry.changed if slots.entry else 0,
-            head=head.entries,
+            head=_directly_below(self._queue, head.entries),
             own=own.entry,
             waiting=head.count,
-            asks=tuple({it.key: it for it in asking}.values()),
+            asks=_directly_below(self._asks, {it.key: it for it in asking}.values()),
             cluster=answer.cluster,
             revision=answer.revision,
         )
+        return self.last
 
     def _note(self, found: Semaphore) -> None:
         """Remember when what is there now was first seen."""
         nonces = {it.nonce for it in found.holders.values()}
         if found.released:
-            nonces.add(found.released.nonce)
+            nonces.add(_return_of(found.released))
         now = self._monotonic()
         self._first_seen = {it: self._first_seen.get(it, now) for it in nonces}
+
+
+def _return_of(released: Released) -> str:
+    """Return by what a return is remembered: its nonce was seen before, with the holder."""
+    return f"return {released.nonce}"
+
+
+def _directly_below(prefix: str, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries whose keys can be those of hosts; what is further below is not ours."""
+    return tuple(it for it in entries if "/" not in it.key.removeprefix(prefix))
 
 
 def _understood(entries: Iterable[Entry]) -> Iterator[Waiting]:
@@ -371,15 +405,21 @@ def _understood(entries: Iterable[Entry]) -> Iterator[Waiting]:
 
 
 def _after_asks(view: View) -> View:
-    """Return the view of the slots after what is asked for; nonsense asks for nothing."""
+    """Return the view with the slots as they will be after what holders ask for."""
     found = view.semaphore
     if found is None:
         return view
+    for _, host, ask in _asked(view):
+        found = semaphore.serve(found, host, ask)
+    return replace(view, semaphore=found)
+
+
+def _asked(view: View) -> Iterator[tuple[Entry, str, Ask]]:
+    """Yield what holders ask for; a key that says nothing sensible asks for nothing."""
     for it in view.asks:
         host = it.key.rpartition("/")[2]
         with suppress(DocumentError):
-            found = semaphore.serve(found, host, semaphore.decode_ask(it.value, host))
-    return replace(view, semaphore=found)
+            yield it, host, semaphore.decode_ask(it.value, host)
 
 
 # What operators do -------------------------------------------------------------------------------
@@ -400,6 +440,8 @@ def force(group: Group, host: str, revision: int) -> Wait | None:
                 ends="update-agentctl lock status, and decide again",
             )
         if host not in view.semaphore.holders:
+            if view.asks:  # it asked for that itself, and nobody came to do it
+                return Edit(semaphore=view.semaphore, always=True)
             return Wait(
                 reason=Reason.LOCK_LOST,
                 sentence=f"{host} holds no reboot slot of {group.name}",

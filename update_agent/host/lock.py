@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -147,8 +147,6 @@ class Lock:
         self._turn = threading.RLock()
         self._revision = notebook.note.revision
         self._stayed = -float(group.lease)
-        self._seen: View | None = None
-        """The newest view of the group."""
         group.host = me.host
         group.unsure = notebook.note.nonce is not None
 
@@ -160,7 +158,10 @@ class Lock:
     def acquire(self, running: Version, target: Version | None) -> Wait | None:
         """Hold a reboot slot, or return why not yet, with a place in the queue."""
         with self._turn:
-            self.leave()
+            if self._book.note.leaving:
+                if wait := self._doubt(self._group.look()):
+                    return wait
+                self.release()
             wish = self._wish(running, target)
             view = self._group.look()
             if wait := self._doubt(view):
@@ -187,12 +188,13 @@ class Lock:
         """Tell that this host reboots now; return why it must not."""
         with self._turn:
             nonce = self._book.note.nonce
-            if nonce is None:
+            if nonce is None or self._book.note.leaving:
                 return Wait(
                     reason=Reason.LOCK_LOST, sentence="this host holds no reboot slot",
                     ends="the next try, which asks for one",
                 )  # fmt: skip
-            wish, ask = self._holder(nonce), self._ask("confirm", nonce)
+            wish = self._holder(nonce)
+            ask = Ask(does="confirm", nonce=nonce, boot_id=wish.boot_id, at=wish.since)
 
             def edit(view: View) -> Edit | Wait:
                 if wait := self._doubt(view):
@@ -202,7 +204,8 @@ class Lock:
                     return edited
                 return Edit(semaphore=edited, always=True, ask=ask)
 
-            return self._group.change(edit, self._newest_for(ask))
+            wait = self._group.change(edit, self._newest_for(ask))
+            return wait or (self._doubt(self._group.last) if self._group.last else None)
 
     def release(self) -> None:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
@@ -211,16 +214,19 @@ class Lock:
             if nonce is None:
                 return
             self.leave_later()
-            host, ask = self._me.host, self._ask("release", nonce)
+            host, now, boots = self._me.host, self._now(), self._book.note.boots
+            ask = Ask(does="release", nonce=nonce, boot_id=self._me.boot_id, at=now)
 
             def edit(view: View) -> Edit | Wait:
                 if view.semaphore is None:
                     return _absent(view, self._group.name)
-                mine = view.mine(host)
+                mine, held = view.mine(host), view.semaphore.holders.get(host)
                 leaves = mine if mine and mine.wish.nonce == nonce else None
-                after = semaphore.release(view.semaphore, host, nonce, ask.at)
                 always = self._group.unsure or leaves is not None  # or it is offered one just then
-                helped = None if leaves or semaphore.served(view.semaphore, host, ask) else ask
+                if held is None or held.nonce != nonce or held.boot_id not in boots:
+                    return Edit(semaphore=view.semaphore, leaves=leaves, always=always)
+                after = semaphore.release(view.semaphore, host, nonce, now)
+                helped = None if leaves else replace(ask, boot_id=held.boot_id)
                 return Edit(semaphore=after, leaves=leaves, always=always, ask=helped)
 
             wait = self._group.change(edit, self._newest_for(ask))
@@ -285,16 +291,13 @@ class Lock:
         self._book.write(replace(note, nonce=nonce, boots=boots, leaving=False))
         return replace(self._holder(nonce), running=running, target=target)
 
-    def _ask(self, does: Literal["confirm", "release"], nonce: str) -> Ask:
-        return Ask(does=does, nonce=nonce, boot_id=self._me.boot_id, at=self._now())
-
     def _newest_for(self, ask: Ask) -> View | None:
-        """Return the newest view, if what is asked for can be done in it."""
-        view = self._seen
-        if not (view and view.semaphore and view.revision == self._revision):
+        """Return what etcd said last, if what is asked for can be done in it."""
+        last = self._group.last
+        if last is None or last.semaphore is None:
             return None
-        after = semaphore.serve(view.semaphore, self._me.host, ask)
-        return view if after != view.semaphore else None
+        after = semaphore.serve(last.semaphore, self._me.host, ask)
+        return last if after != last.semaphore else None
 
     def _holder(self, nonce: str) -> Holder:
         me = self._me
@@ -333,7 +336,8 @@ class Lock:
         """Stand in no queue of a group that has no slots."""
         view = self._group.look()
         mine = view.mine(self._me.host)
-        if mine and mine.wish.nonce == nonce and not self._group.leave(mine, view):
+        leaves = mine and mine.wish.nonce == nonce
+        if view.semaphore or (mine and leaves and not self._group.leave(mine, view)):
             raise EtcdError(f"the reboot slots of {self._group.name} changed just then")
 
     def _queued(self, view: View, wish: Holder) -> View:
@@ -399,7 +403,7 @@ class Lock:
     def _doubt(self, view: View) -> Wait | None:
         """Return why what etcd says is not to be believed, or says nothing."""
         before, note = self._book.note, self._noted(view)
-        self._revision, self._seen = view.revision, view
+        self._revision = view.revision
         if note != before:
             self._book.write(replace(note, revision=view.revision))
         if view.semaphore is None:
