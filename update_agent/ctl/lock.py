@@ -40,7 +40,7 @@ examples:
   update-agentctl lock slots 1              begin: one host of the group reboots at a time
   update-agentctl lock slots 3 --gap 5m     three at a time, a new one 5 minutes after a return
   update-agentctl lock slots 3 --apart rack never two of one rack (cluster.labels.rack)
-  update-agentctl lock slots 0              freeze: nobody begins; who holds a slot goes on
+  update-agentctl lock slots 0              freeze: nobody begins; who is away comes back
   update-agentctl lock status               who reboots, who waits, which releases are bad
   update-agentctl lock release web-7 --revision 8122
                                             web-7 will never return: let the next one go
