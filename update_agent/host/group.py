@@ -283,7 +283,8 @@ class Group:
 
     def _swap(self, view: View, edit: Edit) -> Answer:
         leaves = edit.leaves
-        others = [it for it in view.queue if not leaves or it.host != leaves.host]
+        waiting = _understood(view.head)  # no more of them than are needed
+        others = (it for it in waiting if not leaves or it.host != leaves.host)
         after, turn = self._offered(edit.semaphore, others)
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         compares += [Created(self._queue + it.host, it.created) for it in turn]
@@ -296,7 +297,7 @@ class Group:
         return self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
 
     def _offered(
-        self, found: Semaphore, queue: Sequence[Waiting]
+        self, found: Semaphore, queue: Iterable[Waiting]
     ) -> tuple[bytes, Sequence[Waiting]]:
         """Return what to write so that what is free is offered, and to whom it is.
 
@@ -317,7 +318,8 @@ class Group:
             found = _after_asks(view).semaphore
             if found is None:
                 return
-            turn = semaphore.offer(found, view.queue, quiet=self.quiet(found))[1]
+            queue, quiet = _understood(view.head), self.quiet(found)
+            turn = semaphore.offer(found, queue, quiet=quiet)[1]
             if found == view.semaphore and not turn:
                 return
             with suppress(HostError):
