@@ -336,8 +336,8 @@ class Lock:
         """Stand in no queue of a group that has no slots."""
         view = self._group.look()
         mine = view.mine(self._me.host)
-        leaves = mine and mine.wish.nonce == nonce
-        if view.semaphore or (mine and leaves and not self._group.leave(mine, view)):
+        ours = mine if mine and mine.wish.nonce == nonce else None
+        if view.semaphore or (ours and not self._group.leave(ours, view)):
             raise EtcdError(f"the reboot slots of {self._group.name} changed just then")
 
     def _queued(self, view: View, wish: Holder) -> View:
