@@ -116,12 +116,6 @@ CASES = {
     101: "timestamp signer down until expiry (fleet must keep running and complain)",
 }
 
-LATER = {
-    67: "with the daemon",
-    91: "with the cluster",
-}
-"""Cases of parts that are not there yet."""
-
 
 def marked() -> dict[int, list[str]]:
     """Return the test files that hold each case, by the marks in them."""
@@ -147,7 +141,7 @@ def table() -> str:
 def _held(number: int, where: dict[int, list[str]]) -> str:
     if number in where:
         return ", ".join(f"`{name}`" for name in where[number])
-    return LATER.get(number, "**nothing yet**")
+    return "**nothing yet**"
 
 
 def written() -> str:

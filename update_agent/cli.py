@@ -1,11 +1,7 @@
 """What every program's ``main`` does alike: tell an expected failure from a bug, and exit with it.
 
-0  done
-1  a bug, with its traceback
-2  wrong usage
-3  a release or payload cannot be trusted or used (ReleaseError)
-4  the disk, network or system failed, or its state forbids it (HostError)
-130  interrupted by Ctrl-C
+What a code means is in ``EXIT_CODES``; 3 is a ReleaseError, 4 a HostError, and 1 a bug, with its
+traceback.
 """
 
 import os
@@ -17,10 +13,13 @@ from typing import Any
 from update_agent import __version__
 from update_agent.errors import UpdateAgentError
 
-EXIT_CODES = """\
-exit codes: 0 done; 2 wrong usage; 3 the release or payload cannot be trusted or used;
-4 the disk, the network or the system failed, or its state forbids what was asked for"""
-
+EXIT_CODES = {
+    0: "done",
+    2: "wrong usage",
+    3: "the release or payload cannot be trusted or used",
+    4: "the disk, the network or the system failed, or its state forbids what was asked for",
+}
+_TOLD = "\n".join(["exit codes:", *(f"  {code}  {told}" for code, told in EXIT_CODES.items())])
 
 INTERRUPTED = 130
 """What shells report for a program that Ctrl-C ended."""
@@ -38,7 +37,7 @@ def parser(program: str, description: str, epilog: str = "") -> ArgumentParser:
     made = _Parser(
         prog=program,
         description=description,
-        epilog=f"{epilog}\n\n{EXIT_CODES}" if epilog else EXIT_CODES,
+        epilog=f"{epilog}\n\n{_TOLD}" if epilog else _TOLD,
         formatter_class=RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

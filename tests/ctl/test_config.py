@@ -13,7 +13,7 @@ def test_every_setting_is_shown_with_its_file(
 ) -> None:
     (tmp_path / "a.toml").write_text('[reboot]\nstrategy = "immediate"\n')
 
-    assert main(["config", "--folder", str(tmp_path)]) == 0
+    assert main(["config", "--settings", str(tmp_path)]) == 0
 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["reboot.strategy", "immediate", f"{tmp_path}/a.toml"] in lines
@@ -21,7 +21,7 @@ def test_every_setting_is_shown_with_its_file(
 
 
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "--json", "--folder", str(tmp_path)]) == 0
+    assert main(["config", "--json", "--settings", str(tmp_path)]) == 0
 
     said = json.loads(capsys.readouterr().out)
     assert said["update.channel"] == {"value": "stable", "origin": "default"}
@@ -32,7 +32,7 @@ def test_a_setting_that_cannot_be_used_ends_with_its_file_and_hint(
 ) -> None:
     (tmp_path / "a.toml").write_text("[limits]\nflor = 1\n")
 
-    assert main(["config", "--folder", str(tmp_path)]) == 4
+    assert main(["config", "--settings", str(tmp_path)]) == 4
 
     said = capsys.readouterr().err
     assert f"{tmp_path}/a.toml: there is no limits.flor" in said

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import uuid
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,14 +67,19 @@ class Parts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(PROGRAM, "Keep this host up to date; started by systemd.")
-    command.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(PROGRAM, "Keep this host up to date; started by systemd.")
+    made.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
                          help="read the *.toml files here (default: "
                          + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
-    command.add_argument("--state", type=Path, default=FOLDER, metavar="FOLDER",
+    made.add_argument("--state", type=Path, default=FOLDER, metavar="FOLDER",
                          help="what outlives the daemon (default: %(default)s)")  # fmt: skip
-    command.set_defaults(run=run)
-    return cli.run(command, argv)
+    made.set_defaults(run=run)
+    return made
 
 
 def run(options: Namespace) -> int:

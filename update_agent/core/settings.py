@@ -65,7 +65,9 @@ class Update:
     repository: tuple[Url, ...] = ()
     """Mirrors of one another, the first preferred. None: this host is not updated."""
     channel: Name = "stable"
+    """Which of the repository's channels."""
     root: Path = "/usr/share/update-agent/root.json"
+    """The trusted root, from which every signature is verified."""
     interval: Duration = field(default_factory=lambda: _minutes(45))
     """Between two checks, give or take a third of it."""
     automatic: bool = True
@@ -77,7 +79,9 @@ class NetworkSettings:
     """How to fetch."""
 
     proxy: Url | None = None
+    """Fetch through it. None: directly, whatever the environment says."""
     ca: Path | None = None
+    """Certificates to accept for HTTPS. None: those that the system trusts."""
     rate: Bytes | None = None
     """Bytes a second at most."""
     deadline: Duration = field(default_factory=lambda: _minutes(6 * 60))
@@ -89,8 +93,10 @@ class Reboot:
     """When to reboot."""
 
     strategy: Strategy = Strategy.OFF
+    """off: when a person reboots; immediate: as soon as a window is open; lock: as soon as the
+    cluster gives it a reboot slot as well."""
     windows: tuple[Window, ...] = ()
-    """None: always."""
+    """Such as "Sat 22:00 +6h Europe/Berlin"; several, and any of them. None: always."""
     drain: Duration = field(default_factory=lambda: _minutes(5))
     """How long the programs in pre-reboot.d may take, all together."""
 
@@ -112,7 +118,7 @@ class Limits:
     floor: Bytes = _FLOOR
     """Bytes a second of the disk that it gets however busy the host is."""
     ceiling: Bytes | None = None
-    """Bytes a second at most, even below the floor; none: as fast as the disk when idle."""
+    """Bytes a second at most, even below the floor. None: as fast as the disk when idle."""
     pressure: Annotated[int, Meta(ge=1, le=100)] = 3
     """Percent of the time that others may wait for the disk before an update gives way."""
 
@@ -126,8 +132,9 @@ class Reports:
     token_file: Path = "/etc/update-agent/report-token"  # noqa: S105  its file
     """Holds the token by which that server knows its fleet."""
     certificate: Path | None = None
-    key: Path | None = None
     """By which that server knows this host, in place of the token."""
+    key: Path | None = None
+    """Of that certificate; readable by the user update-agent."""
     interval: Duration = field(default_factory=lambda: _minutes(10))
     """Between two signs of life, give or take a third of it."""
     textfile: Path | None = None
@@ -141,13 +148,15 @@ class Cluster:
     endpoints: tuple[Url, ...] = ()
     """URLs of etcd, for clients; of several members, so that one may be away."""
     ca: Path | None = None
-    """Who signed etcd's certificates; none: those that the system trusts."""
+    """Who signed etcd's certificates. None: those that the system trusts."""
     cert: Path | None = None
+    """By which etcd knows this host."""
     key: Path | None = None
-    """By which etcd knows this host; readable by the user update-agent."""
+    """Of that certificate; readable by the user update-agent."""
     user: Text | None = None
-    password_file: Path | None = None
     """Where etcd has users, besides or instead of certificates."""
+    password_file: Path | None = None
+    """Of that user; readable by the user update-agent."""
     deadline: Duration = field(default_factory=lambda: Duration(seconds=5))
     """For one request to one endpoint."""
     group: Name = "default"
@@ -155,7 +164,7 @@ class Cluster:
     labels: Annotated[Mapping[Name, Text], Meta(max_length=20)] = field(default_factory=dict)
     """Of this host, such as its rack; 'update-agentctl lock slots --apart' uses them."""
     member: Text | None = None
-    """Name of the member of etcd that runs on this host; none: it is known by its addresses."""
+    """Name of the member of etcd that runs on this host. None: it is known by its addresses."""
     bad_limit: Annotated[int, Meta(ge=1, le=1000)] = 1
     """Hosts on which a release rolled back before no other host takes it."""
     stale: Duration = field(default_factory=lambda: _minutes(60))

@@ -30,7 +30,7 @@ _PATHS = {"FILE", "FOLDER", "FILE-OR-DEVICE"}
 
 def add_options(verb: ArgumentParser, whole: Callable[[], ArgumentParser]) -> None:
     """Add the options of ``completion``; ``whole`` makes the parser with all that there is."""
-    verb.add_argument("shell", choices=("bash",))
+    verb.add_argument("shell", choices=("bash",), help="which shell")
     verb.set_defaults(run=lambda options: _print(options, whole()))
 
 

@@ -10,7 +10,7 @@ from update_agent.host import config
 
 def add_options(verb: ArgumentParser) -> None:
     """Add the options of ``config``."""
-    verb.add_argument("--folder", type=Path, action="append", metavar="FOLDER",
+    verb.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
                       help="read the *.toml files here; may be repeated, a later folder hides "
                       "files of an earlier (default: "
                       + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
@@ -20,7 +20,7 @@ def add_options(verb: ArgumentParser) -> None:
 
 def show(options: Namespace) -> int:
     """Print every setting with its value and origin; or the first that can't be used."""
-    inputs = config.read(options.folder or config.FOLDERS)
+    inputs = config.read(options.settings or config.FOLDERS)
     rows = settings.listed(settings.check(inputs), inputs)
     if options.json:
         print(json.dumps({name: {"value": value, "origin": it} for name, value, it in rows}))

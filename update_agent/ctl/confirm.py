@@ -7,7 +7,7 @@ after the soak time. Then the booted slot is confirmed, by the writer.
 """
 
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,15 +38,20 @@ class UnhealthyError(HostError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(
         _PROGRAM, "Confirm the booted slot once the release in it has proved itself.", _EPILOG
     )
-    command.add_argument("--health", type=Path, default=programs.HEALTH, metavar="FOLDER",
+    made.add_argument("--health", type=Path, default=programs.HEALTH, metavar="FOLDER",
                          help="programs that must succeed (default: %(default)s)")  # fmt: skip
-    command.add_argument("--writer", type=Path, default=writer.PATH, metavar="SOCKET",
+    made.add_argument("--writer", type=Path, default=writer.PATH, metavar="SOCKET",
                          help="who confirms (default: %(default)s)")  # fmt: skip
-    command.set_defaults(run=run)
-    return cli.run(command, argv)
+    made.set_defaults(run=run)
+    return made
 
 
 def run(options: Namespace) -> int:

@@ -10,7 +10,7 @@ bring along. One step that fails keeps out no other.
 import grp
 import os
 import socket
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,19 +36,24 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(
         "update-agent-firstboot", "Apply the configuration that was given from outside.", _EPILOG
     )
-    command.add_argument("--credentials", type=Path, default=Path("/run/credentials/@system"),
+    made.add_argument("--credentials", type=Path, default=Path("/run/credentials/@system"),
                          metavar="FOLDER", help="where systemd keeps credentials "
                          "(default: %(default)s)")  # fmt: skip
-    command.add_argument("--config", type=Path, default=Path("/media/state/config"),
+    made.add_argument("--config", type=Path, default=Path("/media/state/config"),
                          metavar="FOLDER", help="where STATE has settings, one file each "
                          "(default: %(default)s)")  # fmt: skip
-    command.add_argument("--root", type=Path, default=Path("/"), metavar="FOLDER",
+    made.add_argument("--root", type=Path, default=Path("/"), metavar="FOLDER",
                          help="write below this folder (default: %(default)s)")  # fmt: skip
-    command.set_defaults(run=apply)
-    return cli.run(command, argv)
+    made.set_defaults(run=apply)
+    return made
 
 
 def apply(options: Namespace) -> int:

@@ -77,7 +77,8 @@ def add_options(verb: ArgumentParser) -> None:
     release.add_argument("--revision", type=int, required=True, metavar="N",
                          help="at which 'lock status' showed it")  # fmt: skip
     forgive = _verb(verbs, "forgive", "let hosts install a release that rolled back", _forgive)
-    forgive.add_argument("version", type=_version, metavar="VERSION")
+    forgive.add_argument("version", type=_version, metavar="VERSION",
+                         help="as 'lock status' lists it")  # fmt: skip
 
 
 def _verb(

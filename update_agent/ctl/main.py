@@ -154,19 +154,19 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return cli.run(parser(words), words)
+    return cli.run(command(words), words)
 
 
-def parser(words: Sequence[str]) -> ArgumentParser:
-    """Return the parser for a command line of ``words``; other verbs have no options in it."""
-    command = cli.parser(PROGRAM, "Look at and steer the A/B updates of this host.", _EPILOG)
-    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+def command(words: Sequence[str] = tuple(VERBS)) -> ArgumentParser:
+    """Return what the program can be told: all of it, or what a command line of ``words`` needs."""
+    whole = cli.parser(PROGRAM, "Look at and steer the A/B updates of this host.", _EPILOG)
+    verbs = whole.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         made = verbs.add_parser(name, help=verb.help, description=verb.description)
         if name in words:
             module = import_module(f"update_agent.ctl.{verb.module}")
             add: Callable[..., None] = getattr(module, verb.function)
             if name == "completion":
-                add = partial(add, whole=lambda: parser(list(VERBS)))
+                add = partial(add, whole=command)
             add(made)
-    return command
+    return whole

@@ -6,7 +6,7 @@ that is in use.
 """
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -47,12 +47,17 @@ _REPLACES = {"retire", "arm"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(
         "update-agent-slots",
         "Change boot flags by hand: for disk images and for recovery. Hosts do this by themselves.",
         _EPILOG,
     )
-    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, (_, meaning) in _OPERATIONS.items():
         verb = verbs.add_parser(name, help=meaning, description=f"{meaning}.")
         add_disk_options(verb, required=False)
@@ -65,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = verbs.add_parser("repair", help=meaning, description=f"{meaning}.")
     add_disk_options(verb, required=True)
     verb.set_defaults(run=repair)
-    return cli.run(command, argv)
+    return made
 
 
 def change(options: Namespace) -> int:

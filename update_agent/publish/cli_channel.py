@@ -31,7 +31,7 @@ def add_verbs(verb: ArgumentParser) -> None:
         )
         verbs.add_options(made, keys=author)
         if name != "list":
-            made.add_argument("channel", type=verbs.name, metavar="CHANNEL")
+            made.add_argument("channel", type=verbs.name, metavar="CHANNEL", help="its name")
         if author:
             verbs.add_author(made, reason=reason)
         made.set_defaults(run=run)
@@ -42,7 +42,8 @@ def add_verbs(verb: ArgumentParser) -> None:
                         help="of its hosts")  # fmt: skip
     promote = add("promote", "offer a release, in waves", run_promote,
                   f"Offer a release to the channel's hosts, from now on. {_WAVES}")  # fmt: skip
-    promote.add_argument("version", type=verbs.version, metavar="VERSION")
+    promote.add_argument("version", type=verbs.version, metavar="VERSION",
+                         help="a published release")  # fmt: skip
     _add_waves(promote, "may be repeated (default: everyone at once)")
     promote.add_argument("--downgrade-from", type=verbs.version, action="append", default=[],
                          metavar="VERSION", help="hosts with this version go down to the one that "
@@ -56,7 +57,8 @@ def add_verbs(verb: ArgumentParser) -> None:
     add("resume", "go on where the pause began", run_resume)
     quarantine = add("quarantine", "let no further host install a version, forced or not",
                      run_quarantine, reason=True)  # fmt: skip
-    quarantine.add_argument("version", type=verbs.version, metavar="VERSION")
+    quarantine.add_argument("version", type=verbs.version, metavar="VERSION",
+                            help="a published release")  # fmt: skip
     quarantine.add_argument("--undo", action="store_true", help="take it out of quarantine")
     floors = add("floors", "set the versions that no host passes by on its way up", run_floors)
     floors.add_argument("versions", type=verbs.version, nargs="*", metavar="VERSION",

@@ -44,10 +44,15 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(
         "update-agent-image", "Make slot images, and put them into slots by hand.", _EPILOG
     )
-    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
     building.add_options(
         verbs.add_parser(
             "build",
@@ -85,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "SHA-256 of the index, or trust the way to it.",
         )
     )
-    return cli.run(command, argv)
+    return made
 
 
 # seal --------------------------------------------------------------------------------------------

@@ -30,8 +30,13 @@ shows what a host would be offered."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     os.umask(0o022)  # the tree is for everyone; files with keys say who may read them
-    command = cli.parser("update-publish", "Publish releases, and steer who gets them.", _EPILOG)
-    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser("update-publish", "Publish releases, and steer who gets them.", _EPILOG)
+    verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
     cli_repository.add_verbs(verbs)
     cli_release.add_verbs(verbs.add_parser("release", help="add, list, show, withdraw releases"))
     cli_channel.add_verbs(
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "that only hosts with that image in their booted slot can use, and that is smaller.",
         )
     )
-    return cli.run(command, argv)
+    return made
 
 
 def _add_payload(verb: ArgumentParser) -> None:

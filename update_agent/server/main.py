@@ -51,8 +51,13 @@ for hosts, who post their reports with it (reports.url and reports.token_file in
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(PROGRAM, "Serve releases, take reports, steer rollouts.", _EPILOG)
-    verbs = command.add_subparsers(title="verbs", metavar="VERB", required=True)
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(PROGRAM, "Serve releases, take reports, steer rollouts.", _EPILOG)
+    verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_serve(verbs.add_parser("serve", help="run the server"))
     backup = verbs.add_parser("backup", help="copy the SQLite database, also while it is used")
     backup.add_argument("file", type=Path, metavar="FILE", help="which must not be there yet")
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     backup.set_defaults(run=run_backup)
     token = verbs.add_parser("token", help="add, list, revoke tokens")
     _add_tokens(token)
-    return cli.run(command, argv)
+    return made
 
 
 def _add_database(verb: ArgumentParser) -> None:
@@ -106,7 +111,7 @@ def _add_tokens(verb: ArgumentParser) -> None:
     listed = actions.add_parser("list", help="show who has a token")
     listed.set_defaults(run=run_list)
     revoke = actions.add_parser("revoke", help="let nobody in by a token any more")
-    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("name", metavar="NAME", help="as 'token list' shows it")
     revoke.set_defaults(run=run_revoke)
     for each in (add, listed, revoke):
         _add_database(each)

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,38 +40,43 @@ on a disk image, for tests:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    command = cli.parser(
+    return cli.run(command(), argv)
+
+
+def command() -> ArgumentParser:
+    """Return what the program can be told."""
+    made = cli.parser(
         "update-agent-writer",
         "Write releases into the slot that is not booted, and boot flags, for update-agentd.",
         _EPILOG,
     )
-    command.add_argument(
+    made.add_argument(
         "--listen", type=Path, metavar="PATH",
         help="make a socket there (default: the one that systemd passes)",
     )  # fmt: skip
-    command.add_argument(
+    made.add_argument(
         "--user", default=USER, metavar="NAME",
         help=f"who may ask, besides root (default: {USER})",
     )  # fmt: skip
-    command.add_argument(
+    made.add_argument(
         "--root", type=Path, metavar="FILE",
         help="the trusted root (default: what the settings say, update.root)",
     )  # fmt: skip
-    command.add_argument(
+    made.add_argument(
         "--state", type=Path, default=STATE, metavar="FOLDER",
         help=f"what it remembers (default: {STATE})",
     )  # fmt: skip
-    command.add_argument(
+    made.add_argument(
         "--settings", type=Path, action="append", metavar="FOLDER",
         help="read the *.toml files here (default: " + " ".join(map(str, config.FOLDERS)) + ")",
     )  # fmt: skip
-    image = command.add_argument_group("instead of the host this runs on")
+    image = made.add_argument_group("instead of the host this runs on")
     image.add_argument("--disk", type=Path, metavar="FILE-OR-DEVICE", help="a disk or an image")
     image.add_argument("--booted", type=int, metavar="N", help="the partition that is booted there")
     image.add_argument("--product", metavar="NAME", help="the product that runs there")
     image.add_argument("--running", type=Version, metavar="VERSION", help="and its version")
-    command.set_defaults(run=serve)
-    return cli.run(command, argv)
+    made.set_defaults(run=serve)
+    return made
 
 
 def serve(options: Namespace) -> int:
