@@ -30,7 +30,7 @@ PROGRAMS = (
 TRUSTED_ROOT = Path("usr/share/update-agent/root.json")
 """Where a host looks for it when nobody said otherwise (core/settings.py)."""
 
-_LEFT_OUT = ("publish", "server", "data", "__pycache__")
+_LEFT_OUT = ("publish", "server", "data", "man", "__pycache__")
 _SYSTEMD = {
     "system": "usr/lib/systemd/system",
     "system-preset": "usr/lib/systemd/system-preset",
