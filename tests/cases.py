@@ -7,9 +7,10 @@ is behind them.
 import ast
 from pathlib import Path
 
+from tests import sections
+
 TESTS = Path(__file__).parent
 README = TESTS / "README.md"
-_BEGIN, _END = "<!-- cases -->\n", "<!-- /cases -->\n"
 
 CASES = {
     1: "timestamp older version",
@@ -146,9 +147,7 @@ def _held(number: int, where: dict[int, list[str]]) -> str:
 
 def written() -> str:
     """Return tests/README.md as it should be."""
-    head, _, rest = README.read_text().partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    return head + _BEGIN + table() + _END + tail
+    return sections.replaced(README, "cases", table())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from update_agent.core.lifecycle import (
     OutOfTurnError,
     State,
     awakened,
-    diagram,
     step,
     takes,
 )
@@ -189,13 +188,3 @@ def test_what_happened_is_seen_from_what_runs(
     found = Boot(boot_id=boot[0], root_hash=boot[1], successful=boot[2])
 
     assert awakened(to, found) is event
-
-
-def test_the_diagram_shows_every_change_of_state() -> None:
-    drawn = diagram()
-
-    assert '"idle" -> "checking" [label="check"];' in drawn
-    assert drawn.count("->") == sum(
-        taken.state is not state and event is not Event.ON_TRIAL
-        for (state, event), taken in TABLE.items()
-    )

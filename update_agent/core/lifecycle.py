@@ -6,6 +6,8 @@ the daemon; what a restart finds is an event like any other (``awakened``).
 
     idle -> checking -> installing -> staged -> waiting-to-reboot -> rebooting -> trial -> idle
 
+README's diagram of it is drawn from the table.
+
 The rule kept here: the other slot is armed only on the way to a reboot that was permitted, or when
 nobody but a person reboots this host; so a reboot by accident boots the old release.
 """
@@ -213,13 +215,3 @@ def awakened(goal: Goal | None, boot: Boot) -> Event:
     if goal is None or goal.armed_in in (None, boot.boot_id):
         return Event.RESTARTED
     return Event.CONFIRMED if boot.root_hash == goal.root_hash else Event.FELL_BACK
-
-
-def diagram() -> str:
-    """Return the table as a Graphviz graph; events that leave a state as it is are left out."""
-    lines = [
-        f'  "{state}" -> "{step.state}" [label="{event}"];'
-        for (state, event), step in TABLE.items()
-        if step.state is not state and event is not Event.ON_TRIAL
-    ]
-    return "\n".join(["digraph lifecycle {", *lines, "}"])
