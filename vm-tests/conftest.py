@@ -1,17 +1,15 @@
 """What tests in machines share: releases, machines, and what stays of them when one fails."""
 
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import CACHE, Key, Machine
+from machine import Key, Machine
 from releases import Workshop
 
 from tests import conftest as shared
@@ -56,18 +54,8 @@ def workshop() -> Iterator[Workshop]:
     """Where releases and disks are made; gone afterwards, for they are large."""
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="update-agent-vm-") as folder:
         made = Workshop(folder=Path(folder))
-        with _alone():
-            made.debian()
+        made.debian()
         yield made
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Keep other processes out: what is made first is found in the cache by them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")

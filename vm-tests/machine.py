@@ -24,10 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from update_agent.publish.cache import CACHE
+
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
-
-CACHE = Path("/var/cache/update-agent")
 
 UP = r"Reached target.*multi-user\.target"
 """What the console says when a host is up, sshd and all."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from update_agent.core.slot import BootFlags, SlotName
 from update_agent.publish import build, debian, disk_image, initramfs
+from update_agent.publish.cache import CACHE
 from update_agent.publish.disk_image import CONFIRMED, Disk
 from update_agent.publish.progress import Tell, silent
 from update_agent.publish.recipe import Recipe
@@ -109,7 +110,7 @@ class Workshop:
 
     folder: Path
     tell: Tell = silent
-    cache: Path = build.CACHE
+    cache: Path = CACHE
     _built: dict[str, Path] = field(default_factory=dict)
 
     def release(self, version: str, files: Files | None = None, *, define: str = "") -> Path:
@@ -177,7 +178,7 @@ def write_files(files: Files, folder: Path) -> Path:
 
 @functools.cache
 def _selector() -> Path:
-    return disk_image.built_selector()
+    return disk_image.built_selector(silent)
 
 
 def _digest(files: Files) -> str:

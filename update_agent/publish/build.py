@@ -16,12 +16,10 @@ from pathlib import Path
 
 from update_agent.errors import HostError
 from update_agent.publish import debian, initramfs, seal, tree, uki
+from update_agent.publish.cache import CACHE
 from update_agent.publish.progress import Tell, silent, teller
 from update_agent.publish.recipe import Recipe
 from update_agent.publish.tree import Release
-
-CACHE = Path("/var/cache/update-agent")
-"""Where downloaded and derived things are kept from one build to the next."""
 
 _STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 

@@ -11,10 +11,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from update_agent.errors import HostError
+from update_agent.publish.cache import kept
 from update_agent.publish.progress import Tell
 from update_agent.publish.recipe import Recipe
 from update_agent.run import run
@@ -36,40 +36,23 @@ def base_root(recipe: Recipe, cache: Path, tell: Tell) -> Path:
         Path(__file__).read_text(),
         *map(_list_digest, sorted(lists)),
     )
-    return _cached(
+    return kept(
         cache / f"debian-{key}",
         lambda folder: _install(recipe, folder),
-        lambda: tell("installing Debian packages, about a minute"),
+        tell,
+        "installing Debian packages, about a minute",
     )
 
 
 def wheels(recipe: Recipe, cache: Path, tell: Tell) -> Path:
     """Return the folder with the wheels that update-agent needs on a host. Raises HostError."""
     key = _digest(recipe.requirements.read_text(), Path(__file__).read_text())
-    return _cached(
+    return kept(
         cache / f"wheels-{key}",
         lambda folder: _fetch_wheels(recipe, folder),
-        lambda: tell("fetching update-agent's wheels"),
+        tell,
+        "fetching update-agent's wheels",
     )
-
-
-def _cached(folder: Path, make: Callable[[Path], None], tell: Callable[[], None]) -> Path:
-    """Return ``folder``, made whole or not at all if it isn't there."""
-    if folder.is_dir():
-        return folder
-    tell()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-        try:
-            made = scratch / "root"
-            make(made)
-            made.rename(folder)
-        finally:
-            shutil.rmtree(scratch)
-    except OSError as error:
-        raise HostError(f"cannot make {folder}: {error.strerror}") from error
-    return folder
 
 
 def _install(recipe: Recipe, root: Path) -> None:
@@ -93,8 +76,8 @@ def _install(recipe: Recipe, root: Path) -> None:
             '--customize-hook=chroot "$1" dpkg-query -W > "$1/usr/lib/update-agent-packages"',
             SUITE, root, sources,
         ], timeout=1800, environment={"SOURCE_DATE_EPOCH": EPOCH})  # fmt: skip
-    for cache in list(root.glob("usr/**/__pycache__")):
-        shutil.rmtree(cache)
+    for compiled in list(root.glob("usr/**/__pycache__")):
+        shutil.rmtree(compiled)
     run([
         "chroot", root, "python3", "-m", "compileall", "-q",
         "--invalidation-mode", "unchecked-hash",

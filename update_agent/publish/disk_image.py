@@ -25,7 +25,7 @@ from update_agent.core.slot_image import HEADER_OFFSET, HEADER_SIZE, parse_heade
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host.device import Device, aligned, open_device
-from update_agent.publish.build import CACHE
+from update_agent.publish.cache import CACHE, alone
 from update_agent.publish.debian import EPOCH
 from update_agent.publish.progress import Tell, teller
 from update_agent.publish.recipe import data, read_toml
@@ -243,7 +243,7 @@ def add_options(verb: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Make a disk that boots."""
     tell = teller()
-    selector = options.selector or built_selector()
+    selector = options.selector or built_selector(tell)
     disk = Disk(
         selector=selector,
         slots={SlotName.A: options.image},
@@ -271,8 +271,9 @@ def _ask(device: Path, *, yes: bool) -> None:
         raise HostError(f"{device} was left alone")
 
 
-def built_selector(cache: Path = CACHE) -> Path:
+def built_selector(tell: Tell, cache: Path = CACHE) -> Path:
     """Return gptprio.efi, made in ``cache`` if it is not up to date. Raises HostError."""
     out = cache / "selector"
-    run_program(["make", "-C", data("partition-layout") / "selector", f"OUT={out}"])
+    with alone(cache, tell):
+        run_program(["make", "-C", data("partition-layout") / "selector", f"OUT={out}"])
     return out / "gptprio.efi"

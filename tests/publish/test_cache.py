@@ -1,0 +1,54 @@
+"""What builds keep: made once, whole or not there, also when several want it at once."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from update_agent.errors import HostError
+from update_agent.publish.cache import kept
+from update_agent.publish.progress import silent
+
+
+def test_who_comes_while_it_is_made_waits_and_takes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "cache/root"
+    waits = threading.Event()
+    made: list[Path] = []
+
+    def make(place: Path) -> None:
+        made.append(place)
+        if len(made) == 1:
+            assert waits.wait(30), "the second made it as well, or did not come"
+        place.mkdir()
+
+    def tell(line: str) -> None:
+        if "waiting for another build" in line:
+            waits.set()
+
+    with ThreadPoolExecutor(2) as both:
+        found = [both.submit(kept, folder, make, tell, "making") for _ in range(2)]
+
+    assert [it.result() for it in found] == [folder, folder]
+    assert len(made) == 1
+    assert sorted(it.name for it in folder.parent.iterdir()) == ["lock", "root"]
+
+
+def test_what_was_not_made_to_its_end_is_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "root"
+
+    def make(place: Path) -> None:
+        place.mkdir()
+        raise HostError("the network is gone")
+
+    with pytest.raises(HostError, match="the network is gone"):
+        kept(folder, make, silent, "making")
+
+    assert [it.name for it in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_place_where_nothing_can_be_kept_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(HostError, match=r"cannot write to .*/file/cache: Not a directory"):
+        kept(tmp_path / "file/cache/root", Path.mkdir, silent, "making")

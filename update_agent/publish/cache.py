@@ -1,0 +1,60 @@
+"""The folder in which builds keep what takes long to make: whole or not there, and made once.
+
+Builds that run at once on one machine wait for one another, and take what is there by then.
+"""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from update_agent.errors import HostError
+from update_agent.publish.progress import Tell
+
+CACHE = Path("/var/cache/update-agent")
+
+
+def kept(folder: Path, make: Callable[[Path], None], tell: Tell, doing: str) -> Path:
+    """Return ``folder``; if it isn't there, ``make`` it, and say that we are ``doing`` that.
+
+    Raises HostError.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        with alone(folder.parent, tell):
+            if not folder.is_dir():
+                tell(doing)
+                _make(folder, make)
+    except OSError as error:
+        raise HostError(f"cannot make {folder}: {error.strerror}") from error
+    return folder
+
+
+@contextmanager
+def alone(cache: Path, tell: Tell) -> Iterator[None]:
+    """Keep other builds out of ``cache`` meanwhile. Raises HostError."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        opened = (cache / "lock").open("w")
+    except OSError as error:
+        raise HostError(f"cannot write to {cache}: {error.strerror}") from error
+    with opened as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell("waiting for another build on this machine")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        made = scratch / "root"
+        make(made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(scratch)
