@@ -25,7 +25,13 @@ NewMachine = Callable[..., Machine]
 _CPUS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Of a machine: emulated ones that want more than there is make each other twice as slow."""
 
-_LONGEST = ("test_power_cuts.py", "test_bad_releases.py", "test_update.py", "test_first_hour.py")
+_LONGEST = (
+    "test_power_cuts.py",
+    "test_bad_releases.py",
+    "test_update.py",
+    "test_first_hour.py",
+    "test_readme.py",
+)
 """What two workers begin with, that neither has much to do when the other is done."""
 
 _running: list[Machine] = []
