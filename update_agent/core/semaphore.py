@@ -145,6 +145,12 @@ class Ask:
 
 T = TypeVar("T", Holder, Semaphore)
 
+_NAMES: Mapping[type, Mapping[str, str]] = {
+    kind: {_IN_JSON.get(it.name, it.name): it.name for it in fields(kind) if it.name != "rest"}
+    for kind in (Holder, Semaphore)
+}
+"""Their fields, by what they are called in JSON."""
+
 
 def decode(data: bytes, group: str) -> Semaphore:
     """Return the semaphore in ``data``. Raises DocumentError."""
@@ -206,20 +212,19 @@ def _object(value: object, what: str) -> dict[str, Any]:
 
 
 def _shaped(whole: Mapping[str, Any], kind: type[T], what: str) -> T:
-    names = {_IN_JSON.get(it.name, it.name): it.name for it in fields(kind) if it.name != "rest"}
+    names = _NAMES[kind]
     known = {names[key]: value for key, value in whole.items() if key in names}
     found = document.shaped(known, kind, what)
-    return replace(found, rest={key: it for key, it in whole.items() if key not in names})
+    rest = {key: it for key, it in whole.items() if key not in names}
+    return replace(found, rest=rest) if rest else found
 
 
 def _plain(found: Holder | Semaphore) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for it in fields(found):
-        if it.name not in ("rest", "holders"):
-            value = getattr(found, it.name)
-            plain[_IN_JSON.get(it.name, it.name)] = (
-                value.text if isinstance(value, Version) else msgspec.to_builtins(value)
-            )
+    for key, name in _NAMES[type(found)].items():
+        if name != "holders":
+            value = getattr(found, name)
+            plain[key] = value.text if isinstance(value, Version) else msgspec.to_builtins(value)
     return {**found.rest, **plain}
 
 
