@@ -62,20 +62,21 @@ def _path(name: str, section: int) -> Path:
 
 
 def _program(parser: ArgumentParser, section: int, names: dict[str, int]) -> str:
-    verbs = list(_leaves(parser))
-    more = f" {_sentence(parser.description)}" if len(verbs) == 1 else ""
+    verbs = list(_verbs(parser))
     lines = [
         *_head(parser.prog, section, _lower(str(parser.description)).rstrip(".")),
         ".SH SYNOPSIS",
-        *(line for verb in verbs for line in _usage(verb)),
+        *(line for verb in verbs or [parser] if not _choices(verb) for line in _usage(verb)),
         ".SH DESCRIPTION",
-        *_told(str(parser.epilog), more.strip()),
+        _roff(_sentence(parser.description)),
+        *_told(str(parser.epilog)),
     ]
-    if len(verbs) > 1:
+    if verbs:
         lines.append(".SH VERBS")
-        for verb in verbs:
-            lines += [f".SS {_roff(verb.prog.removeprefix(parser.prog).strip())}"]
-            lines += [_roff(_sentence(verb.description)), *_options(verb)]
+    for verb in verbs:
+        lines += [f".SS {_roff(verb.prog.removeprefix(parser.prog).strip())}"]
+        lines += [_roff(_sentence(verb.description)), *_options(verb)]
+        lines += _told(verb.epilog or "")
     lines += [".SH OPTIONS", *_options(parser)]
     lines.append(".SH EXIT STATUS")
     for code, meaning in cli.EXIT_CODES.items():
@@ -83,15 +84,18 @@ def _program(parser: ArgumentParser, section: int, names: dict[str, int]) -> str
     return _page([*lines, *_see_also(parser.prog, names)])
 
 
-def _leaves(parser: ArgumentParser, told: str = "") -> Iterator[ArgumentParser]:
-    """Yield the parsers of all verbs, or the parser itself if it has none."""
-    below = [it for it in parser._actions if isinstance(it, _SubParsersAction)]
-    for action in below:
+def _verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    """Yield the parsers of all verbs, and of theirs, with what is said of each."""
+    for action in _choices(parser):
         for choice in action._choices_actions:
-            yield from _leaves(action.choices[choice.dest], str(choice.help))
-    if not below:
-        parser.description = parser.description or told
-        yield parser
+            verb = action.choices[choice.dest]
+            verb.description = verb.description or choice.help
+            yield verb
+            yield from _verbs(verb)
+
+
+def _choices(parser: ArgumentParser) -> "list[_SubParsersAction[ArgumentParser]]":
+    return [it for it in parser._actions if isinstance(it, _SubParsersAction)]
 
 
 def _usage(parser: ArgumentParser) -> Iterator[str]:
@@ -133,12 +137,10 @@ def _help(action: Action, parser: ArgumentParser) -> str:
     return parser._get_formatter()._expand_help(action)
 
 
-def _told(epilog: str, first: str) -> Iterator[str]:
+def _told(epilog: str) -> Iterator[str]:
     """Yield what an epilog says, but exit codes: text filled, what is indented as it is."""
-    if first:
-        yield _roff(first)
     for block in epilog.split("\n\n"):
-        if block.startswith("exit codes"):
+        if not block or block.startswith("exit codes"):
             continue
         yield ".PP"
         as_it_is = False

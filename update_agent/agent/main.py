@@ -65,6 +65,18 @@ class Parts:
     """Seconds for the work under way to end, when the daemon is to end."""
 
 
+_EPILOG = """\
+update-agentd.service starts it. It asks the repository for releases, has update-agent-writer put
+what is offered into the other slot, asks for the reboot as reboot.strategy says, and tells the
+update server. It has the network and no disk, and no capability.
+
+  update-agentctl status            what it does, and why
+  journalctl -u update-agentd       each attempt, under its id
+  busctl introspect org.updateagent.Agent1 /org/updateagent/Agent1     for programs
+
+SIGTERM ends it; the next one goes on where it was."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     return cli.run(command(), argv)
@@ -72,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> ArgumentParser:
     """Return what the program can be told."""
-    made = cli.parser(PROGRAM, "Keep this host up to date; started by systemd.")
+    made = cli.parser(PROGRAM, "Keep this host up to date.", _EPILOG)
     made.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
                          help="read the *.toml files here (default: "
                          + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip

@@ -72,11 +72,17 @@ def add_options(verb: ArgumentParser) -> None:
     slots.add_argument("--apart", action="append", metavar="LABEL", help="no two hosts with one"
                        " value of this label reboot at a time; may be repeated; none: no label"
                        " (default: as it is)")  # fmt: skip
-    release = _verb(verbs, "release", "take the reboot slot of a host that never returns", _release)
+    release = _verb(
+        verbs, "release", "take the reboot slot of a host that never returns; nothing happens if"
+        " anything changed since revision N", _release,
+    )  # fmt: skip
     release.add_argument("host", metavar="HOST", help="its name, or its machine id")
     release.add_argument("--revision", type=int, required=True, metavar="N",
                          help="at which 'lock status' showed it")  # fmt: skip
-    forgive = _verb(verbs, "forgive", "let hosts install a release that rolled back", _forgive)
+    forgive = _verb(
+        verbs, "forgive", "let hosts install a release that rolled back: when the host was the"
+        " cause, and not the release", _forgive,
+    )  # fmt: skip
     forgive.add_argument("version", type=_version, metavar="VERSION",
                          help="as 'lock status' lists it")  # fmt: skip
 

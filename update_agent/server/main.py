@@ -58,19 +58,39 @@ def command() -> ArgumentParser:
     """Return what the program can be told."""
     made = cli.parser(PROGRAM, "Serve releases, take reports, steer rollouts.", _EPILOG)
     verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
-    _add_serve(verbs.add_parser("serve", help="run the server"))
-    backup = verbs.add_parser("backup", help="copy the SQLite database, also while it is used")
+    _add_serve(
+        verbs.add_parser(
+            "serve",
+            help="run the server",
+            description="Serve the repository to hosts, take their reports, show the rollouts at /,"
+            " answer programs at /v1 (described by /v1/openapi.json), and halt what exceeds its"
+            " budget of failures. The first run makes the database and prints two tokens. SIGTERM"
+            " ends it when what is under way is answered.",
+        )
+    )
+    backup = verbs.add_parser(
+        "backup",
+        help="copy the SQLite database, also while it is used",
+        description="Copy the SQLite database, also while a server uses it. To restore, make the"
+        " copy server.sqlite in --state, and start the server. PostgreSQL has pg_dump.",
+    )
     backup.add_argument("file", type=Path, metavar="FILE", help="which must not be there yet")
     _add_database(backup)
     backup.set_defaults(run=run_backup)
-    token = verbs.add_parser("token", help="add, list, revoke tokens")
+    token = verbs.add_parser(
+        "token",
+        help="add, list, revoke tokens",
+        description="Say who may look (viewer), steer (operator), and report (fleet). Of a token"
+        " only a hash is kept.",
+    )
     _add_tokens(token)
     return made
 
 
 def _add_database(verb: ArgumentParser) -> None:
     verb.add_argument("--state", type=Path, metavar="FOLDER", default=_state_folder(),
-                      help="where the SQLite database is (default: %(default)s)")  # fmt: skip
+                      help="where the SQLite database is (default: $STATE_DIRECTORY, or"
+                      f" ~/.local/state/{PROGRAM})")  # fmt: skip
     verb.add_argument("--database", metavar="URL", default=os.environ.get(DATABASE),
                       help="another database, such as postgresql://USER@HOST/NAME"
                       f" (default: ${DATABASE}, or SQLite in --state)")  # fmt: skip
