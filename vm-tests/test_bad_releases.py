@@ -85,7 +85,7 @@ def offer(host: Host, workshop: Workshop, version: str, files: Files) -> None:
 def patience(machine: Machine) -> int:
     """Return the seconds after which a boot here has come as far as it ever will."""
     boot = machine.said_at(UP) - machine.said_at("gptprio: slot A: kernel verified")
-    return round(2 * boot) + 10
+    return round(3 * boot)
 
 
 @pytest.mark.case(65)
