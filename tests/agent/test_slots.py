@@ -1,13 +1,22 @@
-"""What the daemon makes of an installation's progress."""
+"""What the daemon makes of an installation: of its progress, and of servers that send nonsense."""
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from update_agent.agent.ports import Progress
-from update_agent.agent.slots import _Watcher
+from tests.hosts import V1, Fleet, World, fleet, releases, world
+from tests.web import Web
+from update_agent.agent.ports import Installed, Progress
+from update_agent.agent.slots import WriterSlots, _Watcher
 from update_agent.core import wire
+from update_agent.core.record import Attempt
+from update_agent.core.settings import Settings, Update
+from update_agent.errors import HostError
 from update_agent.host.http import Limits, Network
+from update_agent.host.offer import Offer
+
+__all__ = ["fleet", "releases", "world"]
 
 
 @pytest.mark.parametrize(
@@ -34,3 +43,57 @@ def test_which_limit_holds_an_installation_back_is_shown(
     watcher.show(wire.Progress(step=step, done=1, size=2, throttled_by=writers))
 
     assert [it.throttled_by for it in shown] == [wanted]
+
+
+# Servers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(fleet: Fleet) -> Iterator[Web]:
+    www = fleet.folder / "www"
+    files = {
+        f"/{path.relative_to(www)}": path.read_bytes() for path in www.rglob("*") if path.is_file()
+    }
+    with Web(files) as server:
+        yield server
+
+
+def installed(world: World, web: Web) -> Installed:
+    """Install as the daemon does when it was offered the new release before."""
+    update = Update(repository=(web.url(""),), root=str(world.fleet.root))
+    slots = WriterSlots(
+        Settings(update=update), lambda: world.now, world.folder / "trust", world.address
+    )
+    release = world.fleet.release()
+    attempt = Attempt(
+        id="1" * 32, running=V1, version=release.version, root_hash=release.root_hash,
+        began=world.now,
+    )  # fmt: skip
+    offer = Offer(release=release, wait=None, place=None, time=world.now)
+    with world.serving():
+        return slots.install(offer, attempt, lambda _: None, threading.Event())
+
+
+def named(web: Web, end: str) -> list[str]:
+    found = [path for path in web.files if path.endswith(end)]
+    assert found
+    return found
+
+
+def test_an_installation_takes_what_servers_send(world: World, web: Web) -> None:
+    assert installed(world, web).fetched > 0
+
+
+@pytest.mark.case(34)
+@pytest.mark.parametrize(
+    "end", ["timestamp.json", "snapshot.json", ".release.json", ".index", ".blob"]
+)
+def test_what_was_garbled_on_its_way_is_no_fault_of_the_release(
+    end: str, world: World, web: Web
+) -> None:
+    for path in named(web, end):
+        data = web.files[path]
+        web.files[path] = bytes([data[0] ^ 1]) + data[1:]
+
+    with pytest.raises(HostError):  # and not ReleaseError, for which a host avoids a release
+        installed(world, web)

@@ -2,6 +2,9 @@
 
 The daemon fetches, the writer verifies and writes. What proves a release is fetched anew for each
 installation, in one visit to the repository; from then on only ranges of a payload travel.
+
+Only the writer refuses a release, and by what was signed. Bytes without the right hash may have
+been garbled on their way: they are asked for another time, and no release is avoided for them.
 """
 
 import threading
@@ -15,6 +18,7 @@ from update_agent.agent.ports import Installed, Progress, SlotView
 from update_agent.agent.repository import STATE, network_of, visit
 from update_agent.core import trust, wire
 from update_agent.core.lifecycle import Boot
+from update_agent.core.payload import GarbledError
 from update_agent.core.record import Attempt
 from update_agent.core.release import PayloadReference, Release
 from update_agent.core.settings import Settings
@@ -22,7 +26,7 @@ from update_agent.core.trust import Evidence
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import identity, writer
 from update_agent.host.download import Download
-from update_agent.host.http import Network, get
+from update_agent.host.http import Network, WrongBytesError, get
 from update_agent.host.offer import Offer
 from update_agent.host.writer import Writer
 
@@ -70,12 +74,19 @@ class WriterSlots:
         progress: Callable[[Progress], None],
         cancelled: threading.Event,
     ) -> Installed:
-        """Put the offered release into the other slot. Raises ReleaseError, HostError."""
+        """Put the offered release into the other slot.
+
+        Raises ReleaseError when the writer refuses it, HostError.
+        """
         if offer.release is None:
             raise ValueError("nothing is offered")
         release, evidence = self._proof(offer.release)
         payloads = _Payloads(release, self._settings)
-        with Writer(self._path) as slots, _hung_up(slots, cancelled):
+        with (
+            _no_fault_of_the_release(GarbledError),
+            Writer(self._path) as slots,
+            _hung_up(slots, cancelled),
+        ):
             done = slots.install(
                 release,
                 evidence,
@@ -102,8 +113,11 @@ class WriterSlots:
             slots.rollback()
 
     def _proof(self, wanted: Release) -> tuple[Release, Evidence]:
-        """Return the release and what proves it, as they are now."""
-        with visit(self._settings, self._state, self._now()) as repository:
+        """Return the release and what proves it, as they are now. Raises HostError."""
+        with (
+            _no_fault_of_the_release(),
+            visit(self._settings, self._state, self._now()) as repository,
+        ):
             repository.channel(self._settings.update.channel)
             release = repository.release(wanted.product, wanted.version)
             if release is None or release.root_hash != wanted.root_hash:
@@ -112,6 +126,15 @@ class WriterSlots:
                     hint="the next check says what is offered now",
                 )
             return release, repository.evidence()
+
+
+@contextmanager
+def _no_fault_of_the_release(kind: type[ReleaseError] = ReleaseError) -> Iterator[None]:
+    """Turn what comes of bytes that servers sent into an error that another try may mend."""
+    try:
+        yield
+    except kind as error:
+        raise HostError(str(error), hint=error.hint) from error
 
 
 @contextmanager
@@ -143,18 +166,17 @@ class _Payloads:
         self.network: Network = network_of(settings, whole=True)
 
     def index(self, payload: PayloadReference) -> bytes:
-        """Return the index, from the first server that gives the right one."""
+        """Return the index, from the first server that gives the right one. Raises HostError."""
         errors: list[Exception] = []
         for url in self._urls:
+            whole = f"{url}/{self._release.index_path(payload)}"
             try:
-                data = get(
-                    self.network,
-                    f"{url}/{self._release.index_path(payload)}",
-                    max_size=payload.index_size,
-                )
+                data = get(self.network, whole, max_size=payload.index_size)
                 trust.index(data, payload)
-            except (HostError, ReleaseError) as error:
+            except HostError as error:
                 errors.append(error)
+            except ReleaseError as error:
+                errors.append(WrongBytesError(f"{whole}: {error}"))
             else:
                 return data
         raise errors[0]

@@ -61,6 +61,10 @@ class SourceError(PayloadError):
     """A payload cannot be made from what the booted slot holds; the full payload can."""
 
 
+class GarbledError(PayloadError):
+    """Stored bytes keep coming with a wrong hash: of the payload, or of what carries it."""
+
+
 class Chunk(NamedTuple):
     """A record of an index. A tuple and no dataclass: an index has 100,000 of them."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from update_agent.core import payload, slot_image
-from update_agent.core.payload import Batch, Index, Plan, SourceError, Totals
+from update_agent.core.payload import Batch, GarbledError, Index, Plan, SourceError, Totals
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import slot
 from update_agent.host.device import Device
@@ -255,7 +255,7 @@ def _peak_memory() -> int:
 
 def _gave_up(target: Device, undone: slot.Undone) -> Exception:
     if undone.refused:
-        return ReleaseError(
+        return GarbledError(
             f"{len(undone.refused)} chunks have a wrong hash after {ROUNDS} tries, the first is"
             f" chunk {min(undone.refused)}",
             hint="index and blob don't belong together, or the network garbles what it carries",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from update_agent.core import document, trust, wire
-from update_agent.core.payload import PayloadError, SourceError
+from update_agent.core.payload import GarbledError, PayloadError, SourceError
 from update_agent.core.release import IdentityError, PayloadReference, Release
 from update_agent.core.slot import SlotStateError
 from update_agent.core.slot_image import ImageError
@@ -61,7 +61,7 @@ _ERRORS: dict[str, type[UpdateAgentError]] = {
     for it in (
         BusyError, UnverifiedError, RefusedError, SlotStateError, WireError, GoneError,
         document.DocumentError, trust.UntrustedError, trust.ExpiredError, trust.RollbackError,
-        IdentityError, PayloadError, SourceError, ImageError,
+        IdentityError, PayloadError, SourceError, GarbledError, ImageError,
     )
 }  # fmt: skip
 """What the daemon may want to tell apart."""
