@@ -180,6 +180,22 @@ def test_an_unanswered_check_is_repeated_soon_then_later_and_says_why(
     assert case.daemon.record.failures == 9
 
 
+@pytest.mark.case(13)
+def test_a_check_that_was_planned_by_a_clock_a_day_ahead_does_not_wait_for_that_day() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+
+    async def story(case: Case) -> None:
+        fakes.now += timedelta(days=1)
+        await check(case)
+        fakes.now -= timedelta(days=1)
+        await case.daemon.resume()
+        assert fakes.timer
+        assert fakes.timer.seconds == 30 * 60
+        assert case.daemon.next_check == START + timedelta(minutes=30)
+
+    play(story, fakes)
+
+
 def test_a_good_answer_ends_the_back_off() -> None:
     fakes = Fakes(answers=[HostError("x"), HostError("x"), waiting(Reason.UP_TO_DATE)])
 

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 _ASK_AGAIN = timedelta(minutes=1)
 """After which a reboot that is held back is asked for again, when nobody said a time."""
 
+_LONGEST = 4 / 3
+"""Of an interval, until the next check at most: a third more, so that hosts spread."""
+
 _OFF = Wait(
     reason=Reason.PERSON,
     sentence="the release is installed and boots next",
@@ -526,7 +529,8 @@ class Daemon:
             return now + _ASK_AGAIN
         if not lifecycle.takes(state, Event.CHECK) or not self.settings.update.repository:
             return None
-        if self.next_check is None or self.next_check <= now:
+        latest = now + self.settings.update.interval * _LONGEST  # unless the clock went back
+        if self.next_check is None or not now < self.next_check <= latest:
             self.next_check = now + self._interval()
         if wait and wait.until and now < wait.until < self.next_check:
             return wait.until
