@@ -1,11 +1,12 @@
 """update-agentd as a process of its own, with a writer and a repository that do as they are told.
 
-python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT|OFFER IN-TURN]
+python -m tests.agent.process FOLDER [OFFER|HANG|DEFECT|FULL|OFFER IN-TURN]
 """
 
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,16 @@ def ask(repository: Repository, host: Host) -> Offer:
             threading.Event().wait()
         case ["DEFECT"]:
             raise ZeroDivisionError
+        case ["FULL"]:
+            _fill(Path(sys.argv[1]))
     return waiting(Reason.UP_TO_DATE)
+
+
+def _fill(folder: Path) -> None:
+    """Leave no room on the disk of ``folder``."""
+    with suppress(OSError), (folder / "full").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def reboots_at_once(limit: float, last_word: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from tests.agent.test_bus import ask, look
 from tests.bus import ROOT, Bus, bus
+from tests.disks import tool
 from tests.logind import on_bus
 from update_agent.agent.main import main
 from update_agent.ctl.agent import Agent
@@ -133,6 +134,31 @@ def test_a_defect_ends_it_at_once_with_its_traceback(begin: Callable[..., Proces
     assert code == 1
     assert "<2>a defect of the daemon" in log
     assert "<2>ZeroDivisionError" in log
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    tool("mount", "-t", "tmpfs", "-o", "size=100k", "none", folder)
+    yield folder
+    tool("umount", "--lazy", folder)
+
+
+@pytest.mark.case(38)
+def test_a_full_disk_ends_it_with_the_reason_and_is_no_defect(
+    begin: Callable[..., Process], small_disk: Path
+) -> None:
+    process = begin("FULL", folder=small_disk)
+    process.hears("READY=1")
+
+    asyncio.run(ask("Check"))
+
+    code, log = process.ends()
+    assert code == 4  # systemd begins it anew
+    assert f"<3>cannot write {small_disk}/record.json: No space left on device" in log
+    assert "defect" not in log
+    assert "Traceback" not in log
 
 
 def test_it_ends_when_it_is_told_though_a_server_keeps_it_waiting(

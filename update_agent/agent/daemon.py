@@ -297,7 +297,9 @@ class Daemon:
                 for effect in effects:
                     if perform := self._performers.get(effect):
                         await perform(self)
-            except UpdateAgentError as error:  # of arming and rebooting; all else has its own
+            except UpdateAgentError as error:
+                if not lifecycle.takes(self.record.state, Event.NOT_REBOOTED):
+                    raise  # the record cannot be kept: who begins anew goes on from what is
                 await self.happened(Event.NOT_REBOOTED, wait=_held_back(error))
             if _SHOWN.intersection(effects):
                 await self._look()

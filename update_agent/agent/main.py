@@ -1,8 +1,9 @@
 """``update-agentd``: the daemon in the real world, from the settings to the event loop and its end.
 
 It ends in one of three ways: asked to by SIGTERM; because it cannot begin (settings, identity,
-another daemon); or by a defect, and then at once, for systemd to start it anew from what is on the
-disk. Threads that wait for a slow server or disk are not waited for: all that counts is durable.
+another daemon); or by a defect, or a disk that keeps nothing, and then at once, for systemd to
+start it anew from what is on the disk. Threads that wait for a slow server or disk are not waited
+for: all that counts is durable.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from update_agent.agent.textfile import Textfile
 from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.version import Version
-from update_agent.errors import HostError
+from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host import config, excerpt, identity
 from update_agent.host.outbox import Outbox
 from update_agent.host.systemd import Notifier, PriorityFormatter
@@ -131,7 +132,7 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
     """Be the daemon, on the bus at ``address``, and return its exit code."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
-    loop.set_exception_handler(lambda _, context: _defect(ended, context))
+    loop.set_exception_handler(lambda _, context: _failed(ended, context))
     notifier = Notifier()
     told: list[Callable[[Daemon], None]] = [lambda it: notifier.status(sentence(it))]
     reporter = _reporter(parts)
@@ -248,11 +249,16 @@ def to_the_end(work: Coroutine[Any, Any, int]) -> int:
     return code
 
 
-def _defect(ended: "asyncio.Future[int]", context: dict[str, Any]) -> None:
-    """Note what nobody expected, and end with it."""
-    logger.critical("%s", context["message"], exc_info=context.get("exception"))
+def _failed(ended: "asyncio.Future[int]", context: dict[str, Any]) -> None:
+    """Note what nobody expected, or nobody can go on after, and end with it."""
+    error, code = context.get("exception"), _DEFECT
+    if isinstance(error, UpdateAgentError):
+        logger.error("%s; ending, to begin anew from what is on the disk", error)
+        code = error.exit_code
+    else:
+        logger.critical("%s", context["message"], exc_info=error)
     if not ended.done():
-        ended.set_result(_DEFECT)
+        ended.set_result(code)
 
 
 def _task_ended(ended: "asyncio.Future[int]", task: "asyncio.Task[None]") -> None:
