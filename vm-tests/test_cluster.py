@@ -16,85 +16,21 @@ from typing import Any, Self
 
 import pytest
 import requests
+from cluster import NUMBERS, Fleet, assembled, reason, serves, together
 from conftest import NewMachine
 from depot import Depot
-from follower import UNLIMITED, Host
-from machine import HOST as OUTSIDE
-from machine import MachineError, Network, free_port
-from releases import LEAN, NEVER_UP, Files, Workshop, deadline
+from follower import Host
+from machine import MachineError
+from releases import NEVER_UP, Files, Workshop, deadline
 
-from tests.etcd import Ca, until
-from tests.server.process import Server, serving
+from tests.etcd import until
+from tests.server.process import Server
 from update_agent.core.report import host_id
 
-NUMBERS = (1, 2, 3)
-PORT = 80
 ENOUGH = 1800.0
 """Seconds after which something that was waited for does not come any more."""
 
-SETTINGS = (
-    UNLIMITED
-    + """\
-update.interval = "30m"
-reboot.strategy = "lock"
-trial.soak = "3s"
-reports.url = "{reports}"
-reports.interval = "1m"
-cluster.endpoints = ["https://10.77.0.1:2379", "https://10.77.0.2:2379", "https://10.77.0.3:2379"]
-cluster.stale = "10s"
-"""
-)
-
-ETCD = """\
-ETCD_NAME=web-{number}
-ETCD_LISTEN_PEER_URLS=https://0.0.0.0:2380
-ETCD_LISTEN_CLIENT_URLS=https://0.0.0.0:2379
-ETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.77.0.{number}:2380
-ETCD_ADVERTISE_CLIENT_URLS=https://10.77.0.{number}:2379
-ETCD_INITIAL_CLUSTER={members}
-ETCD_INITIAL_CLUSTER_STATE=new
-ETCD_HEARTBEAT_INTERVAL=500
-ETCD_ELECTION_TIMEOUT=5000
-"""
-
-WEB = """\
-[Unit]
-Description=What the hosts are for
-After=network.target
-
-[Service]
-ExecStart=/usr/bin/python3 -I -m http.server 80 --directory /usr/share/web
-"""
-
-
-def network_of(number: int) -> str:
-    return (
-        f"[Match]\nMACAddress=52:54:00:77:00:{number:02x}\n"
-        f"[Network]\nAddress=10.77.0.{number}/24\nLinkLocalAddressing=no\n"
-    )
-
-
-PATIENT = {
-    f"usr/lib/systemd/system/{unit}.service.d/patient.conf": (
-        f"[Service]\nTimeoutStartSec=15min\nTimeoutStopSec=5min\n{more}"
-    )
-    for unit, more in (
-        ("etcd", ""), ("update-agent-writer", ""), ("update-agentd", "WatchdogSec=10min\n"),
-    )
-}  # fmt: skip
-"""For three emulated machines on processors that others want as well."""
-
-NETWORK = {
-    f"etc/systemd/network/10-private-{number}.network": network_of(number) for number in NUMBERS
-}
-WITH_ETCD = {name: text for name, text in LEAN.items() if "etcd" not in name}
-
-SERVES = PATIENT | deadline(1800) | NETWORK | WITH_ETCD | {
-    "usr/lib/systemd/system/web.service": WEB,
-    "usr/lib/systemd/system/multi-user.target.d/web.conf": "[Unit]\nWants=web.service\n",
-    "usr/share/web/index.html": "It works.\n",
-}  # fmt: skip
-"""A release that serves, with a member of etcd."""
+SERVES = serves()
 
 
 @dataclass
@@ -134,74 +70,29 @@ class Caller:
         self._thread.join()
 
 
-@dataclass
-class Fleet:
-    """Three hosts, what they follow, and whom they report to."""
-
-    hosts: list[Host]
-    depot: Depot
-    workshop: Workshop
-    ports: list[int]
-    reports: int
-    """The update server's port."""
-    tokens: dict[str, str]
-
-    def ctl(self, words: str, at: int = 0) -> str:
-        return self.hosts[at].machine.run(f"sudo update-agentctl {words}")
-
-    def lock(self, at: int = 0) -> Any:  # noqa: ANN401  what JSON holds
-        return self.hosts[at].machine.json("sudo update-agentctl lock status --json")
-
-    def offer(self, version: str, files: Files) -> None:
-        image = self.workshop.release(version, files)
-        self.depot.add(image, version, level=1)
-        self.workshop.forget(image)
-
-    def promote(self, version: str) -> None:
-        """Offer a release to every host, and let them ask for it now."""
-        self.depot.promote(version)
-        together(self, lambda it: it.machine.run("sudo update-agentctl check --no-wait"))
-
-    def server(self) -> Any:  # noqa: ANN401  a context manager
-        return serving(
-            self.depot.folder, "--port", str(self.reports), tokens=self.tokens,
-            log=self.depot.folder / "server.log",
-        )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def fleet(workshop: Workshop, new_machine: NewMachine) -> Iterator[Fleet]:
     folder = workshop.folder / "depot-cluster"
     folder.mkdir()
-    depot, reports = Depot(folder=folder), free_port()
-    ca = Ca(folder / "ca")
+    depot = Depot(folder=folder)
     disk = workshop.disk(workshop.release("1.0.0", SERVES))
-    network, ports = Network(port=free_port()), [free_port() for _ in NUMBERS]
-    members = ",".join(f"web-{it}=https://10.77.0.{it}:2380" for it in NUMBERS)
-    settings = depot.settings(SETTINGS.format(reports=f"http://{OUTSIDE}:{reports}"))
-    machines = []
-    for number, port in zip(NUMBERS, ports, strict=True):
-        cert, key = ca.issue(f"web-{number}", [f"10.77.0.{number}", "127.0.0.1"])
-        credentials = {
-            "etcd": ETCD.format(number=number, members=members), "etcd-ca": ca.path.read_text(),
-            "etcd-cert": cert.read_text(), "etcd-key": key.read_text(),
-        }  # fmt: skip
-        machines.append(
-            new_machine(
-                disk, f"web-{number}", number=number, cpus=1, memory=1024, network=network,
-                forwards={port: PORT}, credentials={**settings, **credentials},
-            )
-        )  # fmt: skip
-    with depot.served():
-        for machine in machines:
-            machine.power_on()
-        for machine in machines:
-            machine.wait_until_up()
-        hosts = [Host(machine, depot) for machine in machines]
-        yield Fleet(hosts, depot, workshop, ports, reports, {})
-        for machine in machines:
-            machine.cut_power()
+    made = assembled(disk, depot, workshop, new_machine, settings={"update.interval": "30m"})
+    with depot.served(), made.up():
+        yield made
     workshop.forget(disk)
+
+
+def offer(fleet: Fleet, version: str, files: Files) -> None:
+    """Publish a release; nobody is offered it yet."""
+    image = fleet.workshop.release(version, files)
+    fleet.depot.add(image, version, level=1)
+    fleet.workshop.forget(image)
+
+
+def promote(fleet: Fleet, version: str) -> None:
+    """Offer a release to every host, and let them ask for it now."""
+    fleet.depot.promote(version)
+    together(fleet, lambda it: it.machine.run("sudo update-agentctl check --no-wait"))
 
 
 def watch(
@@ -216,15 +107,6 @@ def watch(
                     return last
         assert boots, f"{host.machine.name} went down: {last}"
     raise AssertionError(f"{host.machine.name} says at last: {last}")
-
-
-def reason(status: Mapping[str, Any]) -> str:
-    return str((status["reason"] or {}).get("code", ""))
-
-
-def together(fleet: Fleet, work: Callable[[Host], Any]) -> list[Any]:
-    with ThreadPoolExecutor(len(fleet.hosts)) as pool:
-        return list(pool.map(work, fleet.hosts))
 
 
 # Stories -----------------------------------------------------------------------------------------
@@ -255,10 +137,10 @@ def test_an_update_goes_through_the_hosts_one_at_a_time_while_they_serve(
         for host in fleet.hosts:
             host.machine.put(server.tokens["hosts"], "/etc/update-agent/report-token")
         until(lambda: len(server.api("/v1/hosts")["hosts"]) == len(NUMBERS), ENOUGH)
-        fleet.offer("1.1.0", SERVES | {"etc/motd": "This is 1.1.0.\n"})
+        offer(fleet, "1.1.0", SERVES | {"etc/motd": "This is 1.1.0.\n"})
         caller = ended.enter_context(Caller(fleet.ports))
         began = time.monotonic()
-        fleet.promote("1.1.0")
+        promote(fleet, "1.1.0")
         work: set[Future[Mapping[str, Any]]] = {pool.submit(updated, host) for host in fleet.hosts}
         done, work = wait(work, return_when=FIRST_COMPLETED)
         server.end()  # and it is away while the second host is updated
@@ -329,8 +211,8 @@ def test_a_bad_release_is_stopped_by_its_first_host(
 ) -> None:
     marks = [len(host.machine.lines) for host in fleet.hosts]
     began = time.monotonic()
-    fleet.offer("1.2.0", NEVER_UP | deadline(25))
-    fleet.promote("1.2.0")
+    offer(fleet, "1.2.0", NEVER_UP | deadline(25))
+    promote(fleet, "1.2.0")
 
     found = together(fleet, lambda host: watch(host, is_stopped, boots=True))
 
@@ -358,8 +240,8 @@ def test_a_host_that_never_comes_back_stops_the_others_until_people_act(
 ) -> None:
     marks = [len(host.machine.lines) for host in fleet.hosts]
     began = time.monotonic()
-    fleet.offer("1.3.0", SERVES | {"etc/motd": "This is 1.3.0.\n"})
-    fleet.promote("1.3.0")
+    offer(fleet, "1.3.0", SERVES | {"etc/motd": "This is 1.3.0.\n"})
+    promote(fleet, "1.3.0")
     assert "may be installed again" in fleet.ctl("lock forgive 1.2.0")
     assert fleet.lock()["bad_releases"] == {}
 
