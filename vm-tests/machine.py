@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -135,6 +135,8 @@ class Machine:
     network: Network | None = None
     forwards: Mapping[int, int] = field(default_factory=dict)
     """Ports of the loopback that lead to ports of the machine."""
+    hears: Callable[[float, str], None] | None = field(default=None, repr=False)
+    """Is told each line of the console, with its time.monotonic(), over all power-ons."""
     lines: list[Line] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class Machine:
         self._power = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._life: threading.Thread | None = None
+        self._unplugged: set[str] = set()
         self._began = 0.0
         self._seen = 0
         self._cut = False
@@ -194,7 +197,8 @@ class Machine:
         self._cut = self._over = False
         self.booted_at = 0.0
         self._began = time.monotonic()
-        lines = self._start(load)
+        with self._power:
+            lines = self._start(load)
         self._life = threading.Thread(target=self._live, args=[*lines], daemon=True)
         self._life.start()
 
@@ -244,6 +248,22 @@ class Machine:
         self.booted_at = self.lines[self._seen - 1].at
         self.wait_until_up()
 
+    def unplug(self, link: str) -> None:
+        """Pull a network cable, ``private`` or ``outside``; it stays out whatever is reset."""
+        with self._power:
+            self._unplugged.add(link)
+            self._set_link(link, up=False)
+
+    def plug(self, link: str) -> None:
+        """Put a network cable back."""
+        with self._power:
+            self._unplugged.discard(link)
+            self._set_link(link, up=True)
+
+    def _set_link(self, link: str, *, up: bool) -> None:
+        with suppress(MachineError, OSError):  # of a machine that is off, it is when it starts
+            self.qmp("set_link", _link(link, up=up))
+
     def _start(self, load: str | None = None) -> tuple[socket.socket, socket.socket]:
         """Start QEMU; return its serial line, and what tells its events."""
         (self.folder / "qmp").unlink(missing_ok=True)
@@ -258,6 +278,9 @@ class Machine:
         (self.folder / "pid").write_text(str(self._process.pid))
         events = _connected(self.folder / "news")
         events.sendall(b'{"execute": "qmp_capabilities"}')
+        for link in self._unplugged:
+            pulled = {"execute": "set_link", "arguments": _link(link, up=False)}
+            events.sendall(json.dumps(pulled).encode())
         return _connected(self.folder / "console"), events
 
     def _live(self, console: socket.socket, events: socket.socket) -> None:
@@ -370,10 +393,14 @@ class Machine:
         with console:
             while piece := _received(console):
                 *whole, rest = (rest + piece.decode(errors="replace")).split("\n")
-                now = time.monotonic() - self._began
+                now = time.monotonic()
+                said = [_ESCAPE.sub("", text) for text in whole]
                 with self._news:
-                    self.lines += [Line(at=now, text=_ESCAPE.sub("", text)) for text in whole]
+                    self.lines += [Line(at=now - self._began, text=text) for text in said]
                     self._news.notify_all()
+                if self.hears:
+                    for text in said:
+                        self.hears(now, text)
 
     def _error(self, what: str) -> MachineError:
         tail = "\n".join(line.text for line in self.lines[-30:])
@@ -584,6 +611,11 @@ def _answer(readline: Any, request: object) -> dict[str, Any]:  # noqa: ANN401  
         if "error" in message:
             raise MachineError(f"{request}: {message['error']['desc']}")
     raise MachineError(f"{request}: no answer")
+
+
+def _link(name: str, *, up: bool) -> dict[str, object]:
+    """Return what QEMU's set_link is told."""
+    return {"name": name, "up": up}
 
 
 def _private_mac(number: int) -> str:

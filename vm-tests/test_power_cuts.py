@@ -8,7 +8,6 @@ against the two images that were signed, and booted.
 
 import random
 import re
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,13 +21,12 @@ import pytest
 from conftest import NewMachine
 from depot import Depot
 from follower import SETTINGS, UNLIMITED, Host
+from judge import judged
 from machine import UP, Machine
 from releases import LEAN, Workshop
 
-from update_agent.core import slot as flags
 from update_agent.core.slot import Slot
 from update_agent.core.window import DAYS
-from update_agent.host.disk import open_disk, read_tables
 
 OLD, NEW = "1.0.0", "1.1.0"
 
@@ -40,8 +38,6 @@ STEP = 8.0
 """Seconds between two snapshots."""
 
 SEED = 20261124
-
-_PIECE = 1 << 20
 
 
 @dataclass
@@ -136,43 +132,6 @@ def goes_on(story: Story, moment: str, seconds: float) -> None:
     story.machine.cut_power()
 
 
-# The judge ---------------------------------------------------------------------------------------
-
-
-def judged(story: Story, folder: Path) -> tuple[Slot, str]:
-    """Return the slot that boots next and its release; hold that all that may boot is whole."""
-    disk = folder / "cut.raw"
-    convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(story.machine.layer)]
-    subprocess.run([*convert, str(disk)], check=True)
-    with open_disk(disk) as opened:
-        table = read_tables(opened).authoritative
-    slots = flags.from_table(table)
-    places = {it.label: it.first_lba * 512 for it in table.partitions}
-    candidates = [it for it in flags.attempts(slots) if it.flags.candidate]
-    found = [release_in(story, disk, places[it.name.label]) for it in candidates]
-    assert candidates
-    assert None not in found, f"no signed release in a slot that may boot: {slots}"
-    disk.unlink()
-    return candidates[0], str(found[0])
-
-
-def release_in(story: Story, disk: Path, begin: int) -> str | None:
-    """Return which signed release the slot that begins at this byte holds, every byte of it."""
-    for version, image in story.images.items():
-        if same(image, disk, begin):
-            return version
-    return None
-
-
-def same(image: Path, disk: Path, begin: int) -> bool:
-    with image.open("rb") as wanted, disk.open("rb") as found:
-        found.seek(begin)
-        while piece := wanted.read(_PIECE):
-            if found.read(len(piece)) != piece:
-                return False
-    return True
-
-
 def boots(story: Story, slot: Slot, version: str) -> None:
     """Hold that a machine that gets its power back boots ``version`` from ``slot``."""
     machine = story.machine
@@ -206,7 +165,7 @@ def test_after_a_power_cut_a_whole_signed_release_boots(
     booted: Counter[str] = Counter()
     for _ in range(CUTS[phase]):
         goes_on(story, chance.choice(story.moments[phase]), chance.uniform(0, STEP))
-        slot, version = judged(story, tmp_path)
+        slot, version = judged(story.machine.layer, story.images, tmp_path)
         boots(story, slot, version)
         booted[f"{version} from {slot.name}"] += 1
     figure(
