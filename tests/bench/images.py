@@ -9,7 +9,8 @@ root is built, so no host name stands here. Each is built once and kept in a cac
     NAME.packages   what is installed, one ``package version`` a line
     NAME.KIND.img   the slot image; KIND is ``sealed-`` with its hash, or ``standin``
 
-All functions return values; only ``main`` prints.
+For who has no time: ``small``, two images of made-up files. All functions return values; only
+``main`` prints.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from tests.bench import ours
 from tests.bench.measure import BenchError, sha256
+from tests.images import Tree, noise, program, write_tree
 
 DEFAULT_CACHE = Path("/var/cache/update-agent/bench")
 BLOCK = 4096
@@ -136,6 +138,40 @@ def build(cache: Path) -> tuple[Release, Release]:
             "updates and security hold nothing newer than main; no point release to measure"
         )
     return v1, v2
+
+
+def small(cache: Path, megabytes: int) -> tuple[Release, Release]:
+    """Return two images of ``megabytes``, made up; nothing about their content is like a system."""
+    old, new = trees(megabytes)
+    return _small(cache, f"small{megabytes}-v1", old), _small(cache, f"small{megabytes}-v2", new)
+
+
+def trees(megabytes: int) -> tuple[Tree, Tree]:
+    """Return two trees, half noise and half text, a fifth of the files of another content."""
+    mebi = 1 << 20
+    old = {f"lib/{n}": program(mebi, f"file {n}") for n in range(megabytes // 2)}
+    for n in range(megabytes // 2):
+        lines = (
+            b"line %d of text %d, which compresses well\n" % (line, n) for line in range(24_000)
+        )
+        old[f"share/{n}"] = b"".join(lines)
+    changed = [name for number, name in enumerate(old) if number % 5 == 0]
+    return old, old | {name: noise(1000, name) + old[name] for name in changed}
+
+
+def _small(cache: Path, name: str, tree: Tree) -> Release:
+    root, kernel = cache / f"{name}.erofs", cache / f"{name}.kernel"
+    if not root.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        kernel.write_bytes(noise(1 << 20, name))
+        folder = cache / f"{name}.tree"
+        try:
+            make_erofs(write_tree(tree, folder), root)
+        finally:
+            _remove(folder)
+    image, kind = slot_image(name, root, kernel)
+    packages = frozenset[str]()
+    return Release(name=name, root=root, kernel=kernel, image=image, kind=kind, packages=packages)
 
 
 def os_codename() -> str:

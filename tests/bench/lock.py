@@ -25,11 +25,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.bench import figures
+from tests.bench.figures import Against, Figure, Found
+from tests.bench.measure import BenchError
 from tests.etcd import Cluster, cluster, until
 from update_agent.core import semaphore
 from update_agent.core.version import Version
@@ -123,8 +126,10 @@ def _open(group: Group, hosts: int, slots: int) -> None:
     group.change(lambda it: Edit(semaphore=semaphore.change(it.semaphore, slots=slots)))
 
 
-def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = False) -> float:
-    """Let ``hosts`` reboot, ``slots`` at a time, and tell; return the time against the ideal."""
+def queue(
+    hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = False
+) -> Iterator[Found]:
+    """Let ``hosts`` reboot, ``slots`` at a time; yield the time against the ideal."""
     with (
         cluster(members, tls=tls) as etcds,
         tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
@@ -138,19 +143,24 @@ def queue(hosts: int, slots: int, hold: float, *, members: int = 1, tls: bool = 
         turns = work()
         _most_at_once(turns, slots)
     grants = sorted(it.granted for it in turns)
-    took, ideal = grants[-1] - grants[0], hosts / slots * hold
-    print(
-        f"{hosts} hosts, {slots} slots, {hold} s each, {members} member(s){', TLS' * tls}:"
-        f" {took:.1f} s from the first grant to the last, ideal {ideal:.1f} s:"
-        f" {took / ideal:.2f}x\n"
-        f"  for each grant: {sum(it.writes for it in turns) / hosts:.2f} transactions that write,"
-        f" {sum(it.races for it in turns) / hosts:.2f} of them lost a race,"
-        f" {sum(it.requests for it in turns) / hosts:.2f} requests and"
-        f" {sum(it.asked - 1 for it in turns) / hosts:.2f} watches;"
-        f" asked {statistics.mean(it.asked for it in turns):.2f} times,"
-        f" at most {max(it.asked for it in turns)}"
+    yield Figure(
+        name=f"{hosts} hosts reboot, {slots} at a time, {hold:g} s each; {members} member(s)"
+        f"{', TLS' * tls}: from the first grant to the last",
+        value=grants[-1] - grants[0],
+        unit="s",
+        against=(Against(name="ideal", value=hosts / slots * hold),),
     )
-    return took / ideal
+    for name, values in (
+        ("transactions that write", [it.writes for it in turns]),
+        ("transactions that lost a race", [it.races for it in turns]),
+        ("requests", [it.requests for it in turns]),
+        ("watches", [it.asked - 1 for it in turns]),
+    ):
+        yield Figure(
+            name=f"for each grant: {name}",
+            value=statistics.mean(values),
+            spread=(min(values), max(values)),
+        )
 
 
 def _most_at_once(turns: list[Turn], slots: int) -> None:
@@ -209,19 +219,24 @@ def _put(key: str) -> bytes:
     return b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-def writes(seconds: float, clients: int = 64) -> None:
-    """Tell how many writes a second one member takes over HTTP+JSON, without TLS and with it."""
+def writes(seconds: float, clients: int = 64) -> Iterator[Found]:
+    """Yield how many writes a second one member takes over HTTP+JSON, without TLS and with it."""
+    plain: tuple[Against, ...] = ()
     for tls in (False, True):
         with cluster(1, tls=tls) as one:
             load = Load(one, time.monotonic() + seconds)
             asyncio.run(load.run(clients))
-            print(
-                f"writes: {len(load.acknowledged) / seconds:.0f}/s of 100 bytes over HTTP+JSON"
-                f"{' and TLS' * tls}, {clients} connections, one member"
-            )
+        rate = len(load.acknowledged) / seconds
+        yield Figure(
+            name=f"writes of 100 bytes as JSON over HTTP{'S' * tls}, {clients} connections",
+            value=rate,
+            unit="/s",
+            against=plain,
+        )
+        plain = (Against(name="HTTP", value=rate),)
 
 
-def recovery(seconds: float, clients: int = 64) -> int:
+def recovery(seconds: float, clients: int = 64) -> Iterator[Found]:
     """Kill a member in the middle of writes, start it again, and look for what it acknowledged."""
     with (
         tempfile.TemporaryDirectory(dir="/var/tmp") as folder,
@@ -238,32 +253,39 @@ def recovery(seconds: float, clients: int = 64) -> int:
         took = time.monotonic() - began
         with one.client(deadline=30.0) as etcd:
             lost = sum(not etcd.get(Get(it)).found[0].count for it in load.acknowledged)
-    print(
-        f"recovery: killed after {len(load.acknowledged)} acknowledged writes on disk, answers"
-        f" after {took:.1f} s, lost: {lost}"
+    killed = f"killed after {len(load.acknowledged):,} acknowledged writes on disk"
+    yield Figure(name=f"{killed}: answers again after", value=took, unit="s")
+    yield Figure(name=f"{killed}: lost", value=lost)
+    if lost:
+        raise BenchError(f"{lost} acknowledged writes are lost")
+
+
+def command() -> argparse.ArgumentParser:
+    """Return what the benchmark can be told."""
+    made = argparse.ArgumentParser(
+        prog="python -m tests.bench.lock", description=__doc__.partition("\n")[0]
     )
-    return lost
+    made.add_argument("part", nargs="?", choices=("queue", "writes", "recovery"))
+    made.add_argument("--hosts", type=int, default=1000)
+    made.add_argument("--slots", type=int, default=10)
+    made.add_argument("--hold", type=float, default=0.1)
+    made.add_argument("--seconds", type=float, default=5.0)
+    made.add_argument("--members", type=int, default=1)
+    made.add_argument("--tls", action="store_true")
+    return made
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=("queue", "writes", "recovery"))
-    parser.add_argument("--hosts", type=int, default=1000)
-    parser.add_argument("--slots", type=int, default=10)
-    parser.add_argument("--hold", type=float, default=0.1)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--members", type=int, default=1)
-    parser.add_argument("--tls", action="store_true")
-    wanted = parser.parse_args()
-    lost = 0
+def measured(wanted: argparse.Namespace) -> Iterator[Found]:
+    """Yield what the wanted parts find."""
     if wanted.part in (None, "queue"):
-        queue(wanted.hosts, wanted.slots, wanted.hold, members=wanted.members, tls=wanted.tls)
+        yield from queue(
+            wanted.hosts, wanted.slots, wanted.hold, members=wanted.members, tls=wanted.tls
+        )
     if wanted.part in (None, "writes"):
-        writes(wanted.seconds)
+        yield from writes(wanted.seconds)
     if wanted.part in (None, "recovery"):
-        lost = recovery(wanted.seconds)
-    return 1 if lost else 0
+        yield from recovery(wanted.seconds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(command(), measured))

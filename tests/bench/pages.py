@@ -7,18 +7,21 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import requests
 
+from tests.bench import figures
+from tests.bench.figures import Figure, Found
 from tests.server import scene
 from tests.server.process import PATIENCE, Server, host_named, serving
 
 _TIMES = 9
 
 
-def measure(server: Server) -> None:
-    """Print how long and how large each page is."""
+def pages(server: Server) -> Iterator[Found]:
+    """Yield how long each page takes and how large it is."""
     browser = requests.Session()
     browser.post(
         f"{server.url}/login", {"token": server.tokens["operators"]}, timeout=PATIENCE
@@ -32,31 +35,32 @@ def measure(server: Server) -> None:
         for _ in range(_TIMES):
             began = time.perf_counter()
             answer = browser.get(server.url + path, timeout=PATIENCE)
-            took.append(time.perf_counter() - began)
+            took.append(1000 * (time.perf_counter() - began))
             answer.raise_for_status()
             size = len(answer.content)
-        middle = sorted(took)[_TIMES // 2]
-        print(f"{path:40} {middle * 1000:5.0f} ms  {size / 1000:6.1f} kB")
+        yield Figure.of(f"{path}, {size / 1000:.0f} kB", took, "ms")
 
 
-def main() -> int:
-    """Print the figures."""
-    command = argparse.ArgumentParser()
-    command.add_argument("--hosts", type=int, default=100_000)
-    options = command.parse_args()
+def command() -> argparse.ArgumentParser:
+    """Return what the benchmark can be told."""
+    made = argparse.ArgumentParser(prog="python -m tests.bench.pages", description=__doc__)
+    made.add_argument("--hosts", type=int, default=100_000)
+    return made
+
+
+def measured(options: argparse.Namespace) -> Iterator[Found]:
+    """Write a fleet, and look at its pages."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
         scene.prepare(folder, options.hosts)
+        took = time.perf_counter() - began
+        print(f"    {options.hosts:,} hosts, written in {took:.0f} s", file=sys.stderr)
         size = (folder / "state/server.sqlite").stat().st_size
-        print(
-            f"{options.hosts:,} hosts, written in {time.perf_counter() - began:.0f} s,"
-            f" {size / 1e6:.0f} MB"
-        )
+        yield Figure(name=f"database of {options.hosts:,} hosts", value=size / 1e6, unit="MB")
         with serving(folder) as server:
-            measure(server)
-    return 0
+            yield from pages(server)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(command(), measured))

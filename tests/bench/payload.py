@@ -15,20 +15,18 @@ that installed something else counts as not run. Nothing here asserts a time.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.bench import images, measure, ours, rivals
+from tests.bench import figures, images, measure, ours, rivals
+from tests.bench.figures import Against, Figure, Found, Unmeasured
 from tests.bench.measure import BenchError, Measured, NotRun, Outcome
 
 MEGA = 1_000_000
@@ -41,6 +39,13 @@ KILL_SEED = 20_240_601
 """Random moments, but the same in every run, as a share of the time a whole installation takes."""
 
 TOOLS = ("curl", "zstd", "rauc", "swupdate", "xdelta3", "casync", "zchunk", "nginx-light", "nginx")
+
+OURS = "update-agent"
+LIKE = {
+    "full payload, v1 booted": ("casync, seeded", "zchunk, from v1.zck"),
+    "delta payload, v1 booted": ("xdelta3 -9 -S djw", "xdelta3 -9 -S lzma"),
+}
+"""What does the same as ours: works from any old image, or from a certain one."""
 
 ABSENT = NotRun(reason="update-agent-image and update-publish are not installed")
 
@@ -166,7 +171,7 @@ def our_installer(stage: Stage) -> rivals.Rival:
         return apply(stage, publish(stage, job.image), job.slot).measured
 
     return rivals.Rival(
-        name="update-agent",
+        name=OURS,
         command="update-agent-image apply --index URL --slot LOOP",
         needs=(str(ours.IMAGE), str(ours.PUBLISH)),
         publish=made,
@@ -305,138 +310,120 @@ def note(text: str) -> None:
     print(f"... {text}", file=sys.stderr, flush=True)
 
 
-def machine() -> dict[str, str]:
-    """Say where this was measured."""
+def versions() -> str:
+    """Return the rivals' versions, as Debian counts them."""
     shown = subprocess.run(
         ["dpkg-query", "--show", "--showformat=${Package} ${Version}\n", *TOOLS],
         check=False,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    versions = dict(line.split(" ", 1) for line in shown if not line.endswith(" "))
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    return {
-        "kernel": platform.release(),
-        "processors": str(os.cpu_count()),
-        "load": load,
-        **versions,
-    }
+    return ", ".join(line for line in shown if not line.endswith(" "))
 
 
-def install_table(outcomes: dict[str, list[Outcome]]) -> list[str]:
-    """Lay out the seconds of each, and ours as a ratio of them: of medians, and median of pairs."""
-    ran = {
-        name: [run for run in runs if isinstance(run, Measured)] for name, runs in outcomes.items()
-    }
-    mine = [run.seconds for run in ran["update-agent"]]
-    rows = [("", "min s", "median", "max", "ours/it", "pairwise", "peak MiB", "fetched MB")]
-    for name, runs in ran.items():
-        if not runs:
-            continue
-        seconds = [run.seconds for run in runs]
-        pairs = [ours_ / theirs for ours_, theirs in zip(mine, seconds, strict=False)]
-        rows.append(
-            (
-                name,
-                f"{min(seconds):.2f}",
-                f"{statistics.median(seconds):.2f}",
-                f"{max(seconds):.2f}",
-                f"{statistics.median(mine) / statistics.median(seconds):.2f}" if mine else "-",
-                f"{statistics.median(pairs):.2f}" if pairs else "-",
-                f"{max(run.peak for run in runs) / MEBI:.0f}",
-                f"{statistics.median(run.fetched for run in runs) / MEGA:.1f}",
-            )
-        )
-    return [*aligned(rows), *not_run(outcomes)]
-
-
-def not_run(outcomes: dict[str, list[Outcome]]) -> Iterator[str]:
+def install_figures(outcomes: dict[str, list[Outcome]]) -> Iterator[Found]:
+    """Yield the time, the memory and the bytes of ours, against each of the others."""
+    ran: dict[str, list[Measured]] = {}
     for name, runs in outcomes.items():
-        for run in runs:
-            if isinstance(run, NotRun):
-                yield f"{name}: not run: {run.reason}"
+        yield from not_run({name: runs[-1]} if runs else {})
+        if those := [it for it in runs if isinstance(it, Measured)]:
+            ran[name] = those
+    mine = ran.pop(OURS, None)
+    if mine is None:
+        return
+    for what, unit, amount in (
+        ("full installation", "s", seconds_of),
+        ("full installation: peak memory", "MiB", mebibytes_of),
+        ("full installation: fetched", "MB", megabytes_of),
+    ):
+        against = [
+            Against(name=name, value=statistics.median(map(amount, runs)))
+            for name, runs in ran.items()
+        ]
+        yield Figure.of(what, [amount(it) for it in mine], unit, *against)
 
 
-def update_table(
+def seconds_of(it: Measured) -> float:
+    return it.seconds
+
+
+def mebibytes_of(it: Measured) -> float:
+    return it.peak / MEBI
+
+
+def megabytes_of(it: Measured) -> float:
+    return it.fetched / MEGA
+
+
+def update_figures(
     updates: dict[str, Update | NotRun], deltas: dict[str, rivals.Delta | NotRun]
-) -> list[str]:
-    """Lay out what each way from v1 to v2 fetches, and what it costs to make and to apply."""
-    rows = [("", "fetched MB", "make s", "apply s", "make MiB", "apply MiB")]
-    lines = []
-    for name, delta in deltas.items():
-        match delta:
-            case NotRun():
-                lines.append(f"{name}: not run: {delta.reason}")
-            case rivals.Delta():
-                rows.append(
-                    (
-                        name,
-                        f"{delta.fetched / MEGA:.2f}",
-                        f"{delta.make_seconds:.1f}",
-                        f"{delta.apply_seconds:.2f}",
-                        f"{delta.make_peak / MEBI:.0f}",
-                        f"{delta.apply_peak / MEBI:.0f}",
-                    )
-                )
+) -> Iterator[Found]:
+    """Yield what each of our ways from v1 to v2 fetches and takes, against its like."""
+    yield from not_run({**updates, **deltas})
+    theirs = {
+        name: Measured(seconds=it.apply_seconds, peak=it.apply_peak, fetched=it.fetched)
+        for name, it in deltas.items()
+        if isinstance(it, rivals.Delta)
+    }
     for name, update in updates.items():
-        match update:
-            case NotRun():
-                lines.append(f"{name}: not run: {update.reason}")
-            case Update(measured=it):
-                rows.append(
-                    (
-                        f"ours: {name}",
-                        f"{it.fetched / MEGA:.2f}",
-                        "see publish",
-                        f"{it.seconds:.2f}",
-                        "",
-                        f"{it.peak / MEBI:.0f}",
-                    )
-                )
-    return [*aligned(rows), *lines]
+        if isinstance(update, NotRun):
+            continue
+        like = [it for it in LIKE.get(name, ()) if it in theirs]
+        for what, unit, amount in (
+            ("fetched", "MB", megabytes_of),
+            ("time", "s", seconds_of),
+            ("peak memory", "MiB", mebibytes_of),
+        ):
+            against = [Against(name=it, value=amount(theirs[it])) for it in like]
+            yield Figure.of(f"{name}: {what}", [amount(update.measured)], unit, *against)
 
 
-def publish_lines(made: dict[str, Published | NotRun]) -> list[str]:
-    return [f"{name}: {_describe(it)}" for name, it in made.items()]
+def not_run(outcomes: Mapping[str, object]) -> Iterator[Found]:
+    for name, it in outcomes.items():
+        if isinstance(it, NotRun):
+            yield Unmeasured(name=name, reason=it.reason)
 
 
-def memory_lines(measured: dict[str, Published | Update | NotRun]) -> list[str]:
-    return [f"{name}: {_describe(it)}" for name, it in measured.items()]
+def publish_figures(
+    made: dict[str, Published | NotRun], deltas: dict[str, rivals.Delta | NotRun]
+) -> Iterator[Found]:
+    """Yield what making payloads costs; of a delta against its like, where that was measured."""
+    yield from not_run(made)
+    like = {
+        name: it
+        for name, it in deltas.items()
+        if name in LIKE["delta payload, v1 booted"] and isinstance(it, rivals.Delta)
+    }
+    for name, it in made.items():
+        if isinstance(it, NotRun):
+            continue
+        others = like if name == "delta payload" else {}  # full ones: levels differ
+        times = [Against(name=other, value=its.make_seconds) for other, its in others.items()]
+        peaks = [Against(name=other, value=its.make_peak / MEBI) for other, its in others.items()]
+        yield Figure.of(f"making the {name}: time", [it.seconds], "s", *times)
+        yield Figure.of(f"making the {name}: peak memory", [it.peak / MEBI], "MiB", *peaks)
+        size = it.payload.index_bytes + it.payload.blob_bytes
+        yield Figure(name=f"size of the {name}", value=size / MEGA, unit="MB")
 
 
-def _describe(it: Published | Update | NotRun) -> str:
-    match it:
-        case NotRun():
-            return f"not run: {it.reason}"
-        case Published(payload=payload):
-            index, blob = payload.index_bytes / MEGA, payload.blob_bytes / MEGA
-            size = f"index {index:.2f} MB, blob {blob:.2f} MB"
-            return f"{it.seconds:.1f} s, peak {it.peak / MEBI:.0f} MiB, {size}"
-        case Update(measured=run, said=said):
-            told = f"{said.copied / MEGA:.1f} MB copied, {said.kept / MEGA:.1f} MB kept"
-            fetched = f"{run.fetched / MEGA:.1f} MB fetched"
-            return f"{run.seconds:.1f} s, peak {run.peak / MEBI:.0f} MiB, {fetched}, {told}"
-
-
-def resume_line(resumed: Resumed | NotRun) -> str:
+def resume_figures(resumed: Resumed | NotRun) -> Iterator[Found]:
     if isinstance(resumed, NotRun):
-        return f"not run: {resumed.reason}"
-    return (
-        f"killed {resumed.kills} times over {resumed.images} images, {resumed.wrong} wrong; "
-        f"fetched twice: {resumed.percent:.2f} % of the payload for each kill"
-    )
+        yield Unmeasured(name="killed at random moments", reason=resumed.reason)
+        return
+    killed = f"killed at {resumed.kills} random moments"
+    yield Figure(name=f"{killed}: fetched twice for each", value=resumed.percent, unit="%")
+    yield Figure(name=f"{killed}: wrong images", value=resumed.wrong)
+    if resumed.wrong:
+        raise BenchError(f"{resumed.wrong} of {resumed.images} images are wrong")
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return ``rows`` as lines, the first column left, the others right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+def memory_figures(measured: dict[str, Published | Update | NotRun]) -> Iterator[Found]:
+    for name, it in measured.items():
+        if isinstance(it, NotRun):
+            yield Unmeasured(name=name, reason=it.reason)
+            continue
+        peak = it.measured.peak if isinstance(it, Update) else it.peak
+        yield Figure(name=f"{name}: peak memory", value=peak / MEBI, unit="MiB")
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -445,17 +432,17 @@ SECTIONS = ("install", "update", "publish", "resume", "memory")
 
 
 @contextmanager
-def staged(cache: Path, level: int) -> Iterator[Stage]:
+def staged(cache: Path, level: int, size: int | None) -> Iterator[Stage]:
     """Build what is missing, then lend a server, a slot and a folder on the disk of the cache."""
-    v1, v2 = images.build(cache)
+    v1, v2 = images.small(cache, size) if size else images.build(cache)
     published = cache / "published"
     published.mkdir(exist_ok=True)
     drop_stale(published, v2.image)
-    size = max(v1.image.stat().st_size, v2.image.stat().st_size) + HEADROOM
+    room = max(v1.image.stat().st_size, v2.image.stat().st_size) + HEADROOM
     with ExitStack() as stack:
         work = stack.enter_context(measure.scratch(cache))
         payloads = stack.enter_context(measure.scratch(published))
-        slot = stack.enter_context(measure.slot(work, size))
+        slot = stack.enter_context(measure.slot(work, room))
         server = stack.enter_context(measure.serve(published, work))
         yield Stage(
             cache=cache,
@@ -477,75 +464,51 @@ def drop_stale(published: Path, image: Path) -> None:
             path.unlink()
 
 
-def measure_all(stage: Stage, arguments: argparse.Namespace) -> dict[str, object]:
-    """Run the wanted sections, print each as it is done, and return everything measured."""
-    results: dict[str, object] = {"machine": machine(), "images": describe_images(stage)}
-    tell = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    tell(*(f"{key}: {value}" for key, value in machine().items()), sep="\n")
-    tell(*(f"{key}: {value:,}" for key, value in describe_images(stage).items()), sep="\n")
-    if "install" in arguments.only:
-        outcomes = measure_install(stage, arguments.runs)
-        results["install"] = {
-            name: [asdict(run) for run in runs] for name, runs in outcomes.items()
-        }
-        tell("", "Install", *install_table(outcomes), sep="\n")
-    if "update" in arguments.only:
-        updates = measure_update(stage)
-        note("update: xdelta3, casync, zchunk")
-        deltas = rivals.differences(stage.v1.image, stage.v2.image, stage.work, stage.server)
-        results["update"] = {name: asdict(it) for name, it in {**updates, **deltas}.items()}
-        tell("", "Update v1 -> v2", *update_table(updates, deltas), sep="\n")
-    if "publish" in arguments.only:
-        made = measure_publish(stage)
-        results["publish"] = {name: asdict(it) for name, it in made.items()}
-        tell("", "Publish", *publish_lines(made), sep="\n")
-    if "resume" in arguments.only:
-        resumed = measure_resume(stage, arguments.kills)
-        results["resume"] = asdict(resumed)
-        tell("", "Resume", resume_line(resumed), sep="\n")
-    if "memory" in arguments.only:
-        measured = measure_memory(stage)
-        results["memory"] = {name: asdict(it) for name, it in measured.items()}
-        tell("", "Memory", *memory_lines(measured), sep="\n")
-    return results
+def image_figures(stage: Stage) -> Iterator[Found]:
+    """Yield the sizes that put all other figures in proportion."""
+    v1, v2 = stage.v1.image, stage.v2.image
+    new = images.changed_bytes(v1, v2)
+    yield Figure(name="image of v2", value=v2.stat().st_size / MEGA, unit="MB")
+    yield Figure(name="of it in blocks that v1 does not have", value=new / MEGA, unit="MB")
 
 
-def describe_images(stage: Stage) -> dict[str, int]:
-    """Return the sizes that put all other figures in proportion."""
-    return {
-        "v1 image bytes": stage.v1.image.stat().st_size,
-        "v2 image bytes": stage.v2.image.stat().st_size,
-        "packages of another version": len(stage.v2.packages - stage.v1.packages),
-        "bytes of v2 in blocks v1 does not hold": images.changed_bytes(
-            stage.v1.image, stage.v2.image
-        ),
-    }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
+def command() -> argparse.ArgumentParser:
+    """Return what the benchmark can be told."""
+    made = argparse.ArgumentParser(
         prog="python -m tests.bench.payload",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Needs root (loop devices) and, the first time, the Debian mirror of this machine.",
     )
-    parser.add_argument("--runs", type=int, default=5, help="rounds of installing (5)")
-    parser.add_argument("--kills", type=int, default=100, help="times to kill our program (100)")
-    parser.add_argument("--level", type=int, default=rivals.LEVEL, help="zstd level for everyone")
-    parser.add_argument("--cache", type=Path, default=images.DEFAULT_CACHE, help="what is kept")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections")
-    parser.add_argument("--json", action="store_true", help="print all figures as JSON at the end")
-    arguments = parser.parse_args()
-    try:
-        with staged(arguments.cache, arguments.level) as stage:
-            results = measure_all(stage, arguments)
-    except BenchError as error:
-        print(f"payload benchmark: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(results, indent=2, default=str))
-    return 0
+    made.add_argument("--runs", type=int, default=5, help="rounds of installing (5)")
+    made.add_argument("--kills", type=int, default=100, help="times to kill our program (100)")
+    made.add_argument("--level", type=int, default=rivals.LEVEL, help="zstd level for everyone")
+    made.add_argument("--size", type=int, help="MB of made-up images, in place of Debian's")
+    made.add_argument("--cache", type=Path, default=images.DEFAULT_CACHE, help="what is kept")
+    made.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections")
+    return made
+
+
+def measured(options: argparse.Namespace) -> Iterator[Found]:
+    """Run the wanted sections, and yield the figures of each as it is done."""
+    with staged(options.cache, options.level, options.size) as stage:
+        note(versions())
+        yield from image_figures(stage)
+        if "install" in options.only:
+            yield from install_figures(measure_install(stage, options.runs))
+        deltas: dict[str, rivals.Delta | NotRun] = {}
+        if "update" in options.only:
+            updates = measure_update(stage)
+            note("update: xdelta3, casync, zchunk")
+            deltas = rivals.differences(stage.v1.image, stage.v2.image, stage.work, stage.server)
+            yield from update_figures(updates, deltas)
+        if "publish" in options.only:
+            yield from publish_figures(measure_publish(stage), deltas)
+        if "resume" in options.only:
+            yield from resume_figures(measure_resume(stage, options.kills))
+        if "memory" in options.only:
+            yield from memory_figures(measure_memory(stage))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(figures.main(command(), measured))

@@ -21,12 +21,14 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import sqlalchemy as sql
 
+from tests.bench import figures
+from tests.bench.figures import Figure, Found
+from tests.bench.measure import BenchError
 from tests.server.postgres import postgres
 from tests.server.process import Server, host_named, report, serving
 from update_agent.core import document
@@ -116,8 +118,12 @@ def _callers(server: Server, count: int, first: int) -> list[Caller]:
     ]  # fmt: skip
 
 
-def load(server: Server, callers: int, seconds: float) -> None:
-    """Print how many reports ``callers`` get acknowledged."""
+Amounts = dict[tuple[str, str], float]
+"""What was found, by name and unit."""
+
+
+def load(server: Server, callers: int, seconds: float) -> Amounts:
+    """Return how many reports ``callers`` get acknowledged."""
     made = _callers(server, callers, first=1)
 
     async def run() -> None:
@@ -128,33 +134,35 @@ def load(server: Server, callers: int, seconds: float) -> None:
     asyncio.run(run())
     used = _processor_time(server) - used
     taken = sorted(took for it in made for took in it.seconds)
-    print(
-        f"  reports: {len(taken) / seconds:.0f}/s, median {taken[len(taken) // 2] * 1000:.0f} ms,"
-        f" p99 {taken[len(taken) * 99 // 100] * 1000:.0f} ms;"
-        f" {used / len(taken) * 1e6:.0f} us of a processor each"
-    )
+    return {
+        ("reports", "/s"): len(taken) / seconds,
+        ("a report is acknowledged, median", "ms"): 1000 * taken[len(taken) // 2],
+        ("a report is acknowledged, p99", "ms"): 1000 * taken[len(taken) * 99 // 100],
+        ("processor time of a report", "us"): 1e6 * used / len(taken),
+    }
 
 
-def polls(server: Server, connections: int, seconds: float) -> None:
-    """Print how many polls of the timestamp are answered."""
+def polls(server: Server, connections: int, seconds: float) -> Amounts:
+    """Return how many polls of the timestamp are answered."""
     url = f"{server.url}/metadata/timestamp.json"
     tag = server.ask("HEAD", "/metadata/timestamp.json").headers["etag"]
+    found: Amounts = {}
     for what, more in (("whole", []), ("not changed", ["-H", f"If-None-Match: {tag}"])):
         said = subprocess.run(
-            ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", *more, url],
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", *more, url],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        found = [
-            re.search(it, said) for it in (r"Requests/sec: *(\S+)", r"50% *(\S+)", r"99% *(\S+)")
-        ]
-        rate, middle, late = (it[1] if it else "?" for it in found)
-        print(f"  timestamp, {what}: {float(rate):.0f}/s, median {middle}, p99 {late}")
+        rate = re.search(r"Requests/sec: *(\S+)", said)
+        if not rate:
+            raise BenchError(f"wrk said nothing of a rate: {said}")
+        found[f"polls of the timestamp, {what}", "/s"] = float(rate[1])
+    return found
 
 
 def kills(
     folder: Path, words: list[str], tokens: dict[str, str], url: str, callers: int, seconds: float
 ) -> int:
-    """Kill the server twice under load; print, and return, how many reports are lost."""
+    """Kill the server twice under load; return how many reports are lost."""
     with ExitStack() as stack:
         server = stack.enter_context(serving(folder, *words, tokens=tokens))
         made = _callers(server, callers, first=1_000_000)
@@ -176,8 +184,9 @@ def kills(
     made_ones = sum(it.made for it in made)
     kept = _kept(url, first=1_000_000)
     print(
-        f"  killed twice in {time.monotonic() - began:.0f} s: hosts made {made_ones} reports,"
-        f" the database has {kept}; {made_ones - kept} lost"
+        f"    killed twice in {time.monotonic() - began:.0f} s: hosts made {made_ones} reports,"
+        f" the database has {kept}",
+        file=sys.stderr,
     )
     return made_ones - kept
 
@@ -211,14 +220,21 @@ def _database(folder: Path, *, real_one: bool) -> Iterator[tuple[list[str], str]
         yield ["--database", url], url
 
 
-def main() -> int:
-    """Print the figures."""
-    command = argparse.ArgumentParser()
-    command.add_argument("--seconds", type=float, default=10)
-    command.add_argument("--callers", type=int, default=256)
-    command.add_argument("--times", type=int, default=3)
-    command.add_argument("--postgres", action="store_true", help="in place of SQLite")
-    options = command.parse_args()
+def command() -> argparse.ArgumentParser:
+    """Return what the benchmark can be told."""
+    made = argparse.ArgumentParser(
+        prog="python -m tests.bench.server", description=__doc__.partition("\n")[0]
+    )
+    made.add_argument("--seconds", type=float, default=10)
+    made.add_argument("--callers", type=int, default=256)
+    made.add_argument("--times", type=int, default=3)
+    made.add_argument("--postgres", action="store_true", help="in place of SQLite")
+    return made
+
+
+def measured(options: argparse.Namespace) -> Iterator[Found]:
+    """Yield the figures, of all times together."""
+    runs: list[Amounts] = []
     lost = 0
     for _ in range(options.times):
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as name:
@@ -229,14 +245,18 @@ def main() -> int:
             stamp.write_bytes(b" " * _TIMESTAMP)
             with _database(folder, real_one=options.postgres) as (words, url):
                 words += ["--report-rate", "0"]
-                kind = "PostgreSQL" if options.postgres else "SQLite"
-                print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} {kind}, load {os.getloadavg()[0]:.1f}")
                 with serving(folder, *words) as server:
-                    load(server, options.callers, options.seconds)
-                    polls(server, options.callers // 4, options.seconds / 2)
+                    runs.append(
+                        load(server, options.callers, options.seconds)
+                        | polls(server, options.callers // 4, options.seconds / 2)
+                    )
                 lost += kills(folder, words, server.tokens, url, options.callers, options.seconds)
-    return 1 if lost else 0
+    for name, unit in runs[0]:
+        yield Figure.of(name, [run[name, unit] for run in runs], unit)
+    yield Figure(name=f"reports lost, killed {2 * options.times} times", value=lost)
+    if lost:
+        raise BenchError(f"{lost} reports are lost")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(command(), measured))

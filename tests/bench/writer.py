@@ -1,7 +1,7 @@
 """An installation through the writer's socket against ``update-agent-image apply`` from files.
 
-The same payload, the same images, a file as disk; each several times in turn. Prints the ratio of
-the best times, and the memory of both ends.
+The same payload, the same images, a file as disk; each several times in turn: the best times, and
+the memory of both ends.
 
     python -m tests.bench.writer --size 300 --folder /var/tmp
 """
@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from tests import hosts, images
+from tests.bench import figures
+from tests.bench.figures import Against, Figure, Found
+from tests.bench.images import trees
 from tests.disks import Entry, flags, healthy
 from tests.hosts import MIB, World
 from update_agent.core.release import PayloadReference
@@ -30,14 +33,10 @@ TIMES = 3
 
 
 def make(folder: Path, size: int) -> hosts.Fleet:
-    """Publish two releases of ``size`` MB, half noise and half text, a fifth of it new."""
-    tree = {f"lib/{n}": images.program(MIB, f"file {n}") for n in range(size // 2)}
-    text = b"".join(b"line %d of a text that compresses well\n" % n for n in range(25_000))
-    tree |= {f"share/{n}": b"%d\n" % n + text for n in range(size // 2)}
-    old = images.release(folder, "v1", tree, images.noise(MIB, "kernel 1"))
-    changed = {name: data for number, (name, data) in enumerate(tree.items()) if number % 5 == 0}
-    tree |= {name: images.noise(1000, name) + data for name, data in changed.items()}
-    new = images.release(folder, "v2", tree, images.noise(MIB, "kernel 2"))
+    """Publish two releases of ``size`` MB."""
+    first, second = trees(size)
+    old = images.release(folder, "v1", first, images.noise(MIB, "kernel 1"))
+    new = images.release(folder, "v2", second, images.noise(MIB, "kernel 2"))
     releases = images.Releases(v1=old, v2=new, delta=new.full)
     return hosts.publish(folder / "fleet", releases)
 
@@ -112,11 +111,16 @@ def by_hand(made: World, folder: Path, *, delta: bool) -> tuple[float, int, dict
     return said["seconds"], said["peak_memory_bytes"], steps
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.writer", description=__doc__)
-    parser.add_argument("--size", type=int, default=200, help="MB of an image (default 200)")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    options = parser.parse_args(argv)
+def command() -> argparse.ArgumentParser:
+    """Return what the benchmark can be told."""
+    made = argparse.ArgumentParser(prog="python -m tests.bench.writer", description=__doc__)
+    made.add_argument("--size", type=int, default=200, help="MB of an image (default 200)")
+    made.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    return made
+
+
+def measured(options: argparse.Namespace) -> Iterator[Found]:
+    """Install both kinds of payload in both ways, and yield the best of each."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         fleet = make(folder, options.size)
@@ -131,21 +135,33 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ours.append(through_the_writer(made, delta=kind == "delta"))
                 made.disk.unlink()
                 (place / "slot.img").unlink()
-            _print(kind, size, min(ours, key=lambda it: it[0]), min(theirs, key=lambda it: it[0]))
-    return 0
+            yield from _told(kind, size, min(ours, key=_seconds), min(theirs, key=_seconds))
 
 
 Measured = tuple[float, int, dict[str, int]]
 
 
-def _print(kind: str, size: int, ours: Measured, theirs: Measured) -> None:
-    print(f"{kind} payload, image of {size / 1e6:.0f} MB, best of {TIMES}")
-    for name, (took, memory, steps) in (("writer", ours), ("apply", theirs)):
+def _seconds(it: Measured) -> float:
+    return it[0]
+
+
+def _told(kind: str, size: int, ours: Measured, theirs: Measured) -> Iterator[Found]:
+    for name, (_, _, steps) in (("writer", ours), ("apply", theirs)):
         said = ", ".join(f"{step} {ms} ms" for step, ms in steps.items())
-        print(f"  {name:<7} {took:6.2f} s  {size / took / 1e6:5.0f} MB/s"
-              f"  peak {memory / 2**20:4.0f} MiB  ({said})")  # fmt: skip
-    print(f"  speed of the writer: {theirs[0] / ours[0]:.2f} of apply's")
+        print(f"    {kind}, {name}: {said}", file=sys.stderr)
+    yield Figure(
+        name=f"{kind} payload through the writer, best of {TIMES}",
+        value=size / ours[0] / 1e6,
+        unit="MB/s",
+        against=(Against(name="update-agent-image apply", value=size / theirs[0] / 1e6),),
+    )
+    yield Figure(
+        name=f"{kind} payload, peak memory of the writer",
+        value=ours[1] / MIB,
+        unit="MiB",
+        against=(Against(name="update-agent-image apply", value=theirs[1] / MIB),),
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(command(), measured))
