@@ -245,7 +245,7 @@ class Action(IntEnum):
     """From stored bytes alone."""
 
 
-_ACTIONS = {
+_ACTIONS: Mapping[int, Action] = {
     Operation.ZERO: Action.ZERO,
     Operation.STORE: Action.FETCH,
     Operation.ZSTD: Action.FETCH,
@@ -329,10 +329,10 @@ class Plan:
 
     def totals(self) -> Totals:
         """Return how much there is to do."""
-        sums = dict.fromkeys(Action, 0)
+        sums: dict[int, int] = dict.fromkeys(Action, 0)
         fetch = copy = 0
         for action, chunk in zip(self.actions, self.index, strict=True):
-            sums[Action(action)] += chunk.length
+            sums[action] += chunk.length
             if action in _FETCHES:
                 fetch += chunk.stored_length
             if action == Action.PATCH:
@@ -409,7 +409,7 @@ def plan(
     for number, chunk in enumerate(index):
         if number in held and number > 0:
             continue
-        action = _ACTIONS[Operation(chunk.operation)]
+        action = _ACTIONS[chunk.operation]
         if action is Action.FETCH and (place := places.get(chunk.digest)) is not None:
             action, copies[number] = Action.COPY, place
         actions[number] = action
