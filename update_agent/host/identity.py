@@ -1,6 +1,6 @@
 """Who this host is, and what time it has: os-release, the machine id, the kernel."""
 
-import platform
+import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,4 +62,4 @@ def clock(built: Path = Path(__file__)) -> datetime:
 
 def architecture() -> str:
     """Return the architecture as uname -m says it."""
-    return platform.machine()
+    return os.uname().machine
