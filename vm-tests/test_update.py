@@ -176,7 +176,7 @@ def test_an_idle_host_computes_next_to_nothing(host: Host, figure: Callable[[str
     assert hour < 36  # 1 % of one emulated CPU
 
 
-def median(host: Host, command: str, count: int = 5) -> int:
+def median(host: Host, command: str, count: int = 3) -> int:
     """Return how long a command takes, in milliseconds."""
     script = (
         f"for i in $(seq {count}); do s=$(date +%s%N); {command} >/dev/null;"
