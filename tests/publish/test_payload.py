@@ -358,9 +358,12 @@ def test_an_image_of_another_kind_of_root_is_published_all_the_same(tmp_path: Pa
 def test_chunks_are_those_that_hosts_find(releases: Releases) -> None:
     """A host without the index of its booted slot cuts it as the publisher did."""
     with open_device(releases.v1.image) as device:
-        chunks = [(offset, len(data)) for offset, data in slot.chunks_of(device, device.size)]
+        chunks = [
+            (offset, len(data), sha256(data).digest())
+            for offset, data in slot.chunks_of(device, device.size)
+        ]
 
-    assert chunks == [(it.offset, it.length) for it in releases.v1.index]
+    assert chunks == [(it.offset, it.length, it.digest) for it in releases.v1.index]
 
 
 def test_an_index_of_nothing_is_never_made() -> None:

@@ -191,18 +191,21 @@ def chunks_of(device: Device, size: int, *, or_zeros: bool = False) -> Iterator[
     With ``or_zeros``, what cannot be read is given as zeros; else it raises OSError.
     """
     window: deque[tuple[int, memoryview]] = deque()
+    spare: list[memoryview] = []  # fresh ones cost more than all else that is done here
 
-    def read(offset: int, length: int) -> bytes:
+    def read(offset: int, length: int) -> memoryview:
+        data = (spare.pop() if spare else aligned(MAX_CHUNK))[:length]
         try:
-            return device.read(offset, length)
+            return data[: device.read_into(data, offset)]
         except OSError:
             if not or_zeros:
                 raise
-            return bytes(length)
+            data[:] = bytes(length)
+            return data
 
     def blocks() -> Iterator[memoryview]:
         for offset in range(0, size, MAX_CHUNK):
-            data = memoryview(read(offset, min(MAX_CHUNK, size - offset)))
+            data = read(offset, min(MAX_CHUNK, size - offset))
             window.append((offset, data))
             for at in range(0, len(data), BLOCK):
                 yield data[at : at + BLOCK]
@@ -211,7 +214,9 @@ def chunks_of(device: Device, size: int, *, or_zeros: bool = False) -> Iterator[
     for length in cut(blocks()):
         end = start + length * BLOCK
         while window[0][0] + len(window[0][1]) <= start:
-            window.popleft()
+            _, left = window.popleft()
+            if len(left) == MAX_CHUNK:
+                spare.append(left)
         parts = [data[max(start - offset, 0) : end - offset] for offset, data in window]
         yield start, b"".join(parts)
         start = end
