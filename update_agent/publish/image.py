@@ -1,4 +1,8 @@
-"""``update-agent-image``: make slot images, and put payloads into slots without a daemon."""
+"""``update-agent-image``: make slot images, and put payloads into slots without a daemon.
+
+What makes images and disks is imported only for the verbs that do: it needs much that ``apply``, in
+factories and on a broken host, does not.
+"""
 
 import hashlib
 import json
@@ -8,6 +12,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -20,8 +25,6 @@ from update_agent.host.device import Device, open_device
 from update_agent.host.download import Download, NoMirrorError
 from update_agent.host.http import HttpError, Limits, Network, Way, get
 from update_agent.host.install import Report, Source
-from update_agent.publish import build as building
-from update_agent.publish import disk_image
 from update_agent.publish import seal as sealing
 
 if TYPE_CHECKING:
@@ -44,34 +47,34 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    return cli.run(command(), argv)
+    words = sys.argv[1:] if argv is None else argv
+    return cli.run(command(words), words)
 
 
-def command() -> ArgumentParser:
-    """Return what the program can be told."""
+def command(words: Sequence[str] | None = None) -> ArgumentParser:
+    """Return what the program can be told: all of it, or what a command line of ``words`` needs."""
     made = cli.parser(
         "update-agent-image", "Make slot images, and put them into slots by hand.", _EPILOG
     )
     verbs = made.add_subparsers(title="verbs", metavar="VERB", required=True)
-    building.add_options(
-        verbs.add_parser(
-            "build",
-            help="make a slot image of Debian packages and update-agent",
-            description="Make the slot image of a release: install Debian's packages from this "
-            "machine's own apt sources (once, then from the cache), lay update-agent and the files "
-            "of partition-layout/image/ over them, and seal the root with its kernel. The same "
-            "packages and version give the same bytes. Needs root.",
-        )
+    build = verbs.add_parser(
+        "build",
+        help="make a slot image of Debian packages and update-agent",
+        description="Make the slot image of a release: install Debian's packages from this "
+        "machine's own apt sources (once, then from the cache), lay update-agent and the files "
+        "of partition-layout/image/ over them, and seal the root with its kernel. The same "
+        "packages and version give the same bytes. Needs root.",
     )
-    disk_image.add_options(
-        verbs.add_parser(
-            "disk",
-            help="make a disk that boots: an image file, or an installation on a device",
-            description="Make a disk that boots: the selector, the slot image in slot A, an empty "
-            "slot B, and STATE. On a device this is the installation: everything on it is lost, "
-            "what was written is read back, and a device in use is refused.",
-        )
+    disk = verbs.add_parser(
+        "disk",
+        help="make a disk that boots: an image file, or an installation on a device",
+        description="Make a disk that boots: the selector, the slot image in slot A, an empty "
+        "slot B, and STATE. On a device this is the installation: everything on it is lost, "
+        "what was written is read back, and a device in use is refused.",
     )
+    for name, verb, module in (("build", build, "build"), ("disk", disk, "disk_image")):
+        if words is None or name in words:
+            import_module(f"update_agent.publish.{module}").add_options(verb)
     _add_seal(
         verbs.add_parser(
             "seal",
