@@ -22,7 +22,7 @@ def test_of_several_times_the_median_stands_against_the_other() -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0, "0"), (0.0123, "0.012"), (1, "1.00"), (12.34, "12.3"), (1234.5, "1,234")],
+    [(0, "0"), (0.0123, "0.012"), (0.5, "0.50"), (1, "1.00"), (12.34, "12.3"), (1234.5, "1,234")],
 )
 def test_a_number_has_as_many_digits_as_mean_something(value: float, said: str) -> None:
     assert figures.short(value) == said
