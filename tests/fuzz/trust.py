@@ -242,9 +242,9 @@ def look(client: Client, before: dict[str, bytes]) -> str:
             print_it(held.sentence)
             return f"waits: {held.reason}"
         repository.index(made, made.full)
-        proven = trust.verify(
-            client.root, repository.evidence(), host=HOST, version=answer, now=repository.now,
-            channel_name="stable",
+        proven = trust.prove(
+            client.root, repository.evidence(), product=HOST.product, version=answer,
+            now=repository.now, channel_name="stable",
         )  # fmt: skip
         if proven.release.product != HOST.product:
             raise BrokenPromiseError("a release for others")

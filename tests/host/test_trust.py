@@ -33,7 +33,7 @@ from tests.lies import (
 from tests.web import Altered, Chunked, Fault, Fine, Raw, Truncated, Web
 from update_agent.core import channel, release, trust
 from update_agent.core.document import DocumentError
-from update_agent.core.release import Host, IdentityError
+from update_agent.core.release import IdentityError
 from update_agent.core.trust import (
     CHANNELS,
     RELEASES,
@@ -118,9 +118,8 @@ def test_a_release_and_its_index_come_with_what_proves_them(client: Client) -> N
         assert repository.channel("stable") == made_channel()
         evidence = repository.evidence()
 
-    host = Host(product="web", architecture="x86_64", version=Version("1.0.0"), machine_id="0" * 32)
-    proven = trust.verify(
-        client.root, evidence, host=host, version=found.version, now=NOW, channel_name="stable"
+    proven = trust.prove(
+        client.root, evidence, product="web", version=found.version, now=NOW, channel_name="stable"
     )
     assert proven.release == found
     assert proven.channel == made_channel()

@@ -11,7 +11,7 @@ signed; no public key counts twice towards a threshold, whatever it is called an
 written; ``targets`` alone delegates, and says nothing but who speaks for releases and for channels,
 and each of them speaks only in its own folder.
 How new things are is for ``host/trust.py``, which has a clock and a memory; the writer, which has
-neither network nor trust in those who call it, lives by ``verify`` alone.
+neither network nor trust in those who call it, lives by ``prove`` alone.
 """
 
 import hashlib
@@ -43,8 +43,7 @@ from tuf.api.serialization import DeserializationError
 from update_agent.core import channel, document, release, shape
 from update_agent.core.channel import Channel
 from update_agent.core.document import ForeignError
-from update_agent.core.reason import Wait
-from update_agent.core.release import Host, Release
+from update_agent.core.release import Release
 from update_agent.core.version import Version
 
 RELEASES = "releases"
@@ -431,34 +430,6 @@ class Proven:
     """To be remembered: no older ``releases`` should be believed later."""
 
 
-def verify(
-    trusted: bytes,
-    evidence: Evidence,
-    *,
-    host: Host,
-    version: Version,
-    now: datetime,
-    channel_name: str | None = None,
-) -> Proven:
-    """Return the release ``version`` if ``evidence`` proves it, and that it is for ``host``.
-
-    A release older than what the host runs must be proven by the channel ``channel_name`` too.
-    Raises what ``prove`` raises; RollbackError when nothing allows to go down to ``version``.
-    """
-    found = prove(
-        trusted, evidence,
-        product=host.product, version=version, now=now, channel_name=channel_name,
-    )  # fmt: skip
-    if isinstance(reason := release.held_back(host, found.release), Wait):
-        raise release.IdentityError(reason.sentence)
-    if version < host.version and not _goes_down(found.channel, host, version):
-        raise RollbackError(
-            f"release {version} is older than {host.version}, which runs, and no channel that was"
-            " shown allows this downgrade"
-        )
-    return found
-
-
 def prove(
     trusted: bytes,
     evidence: Evidence,
@@ -486,12 +457,6 @@ def prove(
         root_version=root.version,
         releases_version=releases.version,
     )
-
-
-def _goes_down(allowing: Channel | None, host: Host, version: Version) -> bool:
-    if allowing is None or allowing.product != host.product:
-        return False
-    return allowing.version == version and host.version in allowing.downgrade_from
 
 
 def _channel(targets: Targets, evidence: Evidence, name: str, now: datetime) -> Channel:
