@@ -150,19 +150,6 @@ class TrustedRepository:
             found.index_path(payload), payload.index_size, lambda data: trust.index(data, payload)
         )
 
-    def remembered_channel(self, name: str) -> Channel | None:
-        """Return what the channel said when that was last known, even if it expired since then."""
-        kept = {it: self._cache.read(f"{it}.json") or b"" for it in (Targets.type, CHANNELS)}
-        data = self._cache.read("channel.json") or b""
-        try:
-            targets = trust.role(self._root, Targets, Targets.type, kept[Targets.type])
-            trust.target(
-                trust.delegated(targets, CHANNELS, kept[CHANNELS]), channel.path(name), data
-            )
-            return channel.decode(data, name)
-        except ReleaseError:
-            return None
-
     def evidence(self) -> Evidence:
         """Return the signed bytes that prove the channel and the release fetched last."""
         kept = {name: self._cache.read(f"{name}.json") for name in (*ROLES, "channel", "release")}
