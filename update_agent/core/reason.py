@@ -18,7 +18,6 @@ class Reason(StrEnum):
     QUARANTINED = "quarantined"
     FAILED_HERE = "failed-here"
     DOWNGRADE = "downgrade"
-    FLOOR = "floor"
     WITHDRAWN = "withdrawn"
     TOO_OLD = "too-old"
     UNREACHABLE = "unreachable"

@@ -24,7 +24,6 @@ _WAITS = {
     Reason.QUARANTINED: "leave it alone, as it is quarantined",
     Reason.FAILED_HERE: "do not try again what failed on them",
     Reason.DOWNGRADE: "refuse to go back to an older release",
-    Reason.FLOOR: "refuse a release below the floor",
     Reason.WITHDRAWN: "were offered a release that was withdrawn",
     Reason.TOO_OLD: "are too old for it",
     Reason.UNREACHABLE: "cannot reach the repository",
