@@ -503,16 +503,12 @@ class _Whole(urllib3.connection.HTTPConnection):
             self._held += data
 
 
-class _Connection(_Whole):
-    pass
-
-
 class _TlsConnection(_Whole, urllib3.connection.HTTPSConnection):
     pass
 
 
 class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls = _Whole
 
 
 class _TlsPool(urllib3.HTTPSConnectionPool):
