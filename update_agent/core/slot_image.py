@@ -138,7 +138,6 @@ class Verity:
     ``levels`` are the parts of the hash tree as (offset, blocks) from the superblock, top first.
     """
 
-    data_blocks: int
     salt: bytes
     levels: tuple[tuple[int, int], ...]
 
@@ -159,7 +158,6 @@ def parse_verity(superblock: bytes, *, fs_size: int) -> Verity:
     sizes = level_sizes(data_blocks)
     offsets = [BLOCK + BLOCK * sum(sizes[:level]) for level in range(len(sizes))]
     return Verity(
-        data_blocks=data_blocks,
         salt=salt[:salt_size],
         levels=tuple(zip(offsets, sizes, strict=True)),
     )

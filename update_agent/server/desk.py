@@ -5,7 +5,6 @@ two at a time, here or by update-publish, come one after the other. What was don
 with what result is written down, also when it failed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated
@@ -28,8 +27,6 @@ Because = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"\A[^\x00-\
 """Why somebody does something."""
 Plan = Annotated[str, Meta(max_length=2000)]
 """Waves, such as ``1%:1h 10%:4h@+3h 100%:1d``."""
-
-Edit = Callable[[Repository, Channel, Change], Channel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

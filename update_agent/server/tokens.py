@@ -6,7 +6,6 @@ A token is 256 bits of chance, so a plain hash of it tells nobody anything, and 
 import secrets
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -97,10 +96,6 @@ class Tokens:
                 sql.select(tokens).order_by(tokens.c.created, tokens.c.name)
             ).all()
         return [_token(row) for row in rows]
-
-    def any_of(self, roles: Iterable[Role]) -> bool:
-        """Return whether somebody has one of ``roles``."""
-        return any(it.role in set(roles) and not it.revoked for it in self.listed())
 
     def holder(self, token: str) -> Token | None:
         """Return whose ``token`` it is, if it is valid. Raises DatabaseError."""
