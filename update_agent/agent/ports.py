@@ -1,4 +1,4 @@
-"""What the daemon needs from the world, and no more; the programs' ``main`` gives it real ones.
+"""What the daemon needs from the world, and no more; ``main.py`` gives it real ones.
 
 Everything here may take long and is called in a thread of its own. Failures are UpdateAgentErrors.
 """

@@ -11,7 +11,7 @@ What drives it is the share of the time in which some task of the host's own wor
   moved, so it is never far when it has to bite.
 
 There is no memory of the host but a second's average: what comes and goes is met as it is now.
-Whose stalls count, and how a rate is enforced, is left to ``host/governor.py``.
+Whose stalls count is left to ``host/cgroup.py``, how a rate is enforced to ``host/governor.py``.
 """
 
 import math

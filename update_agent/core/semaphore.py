@@ -21,7 +21,8 @@ The rules kept here:
   takes time (``gap``) is measured by whoever waits, on its own clock, and comes in as seconds.
 * Fields of a newer version are kept as they are found.
 
-Who stores the value, and the hosts that wait, is ``host/lock.py``.
+Who stores the value, and the hosts that wait, is ``host/group.py``; what one host wants of it is in
+``host/lock.py``.
 """
 
 import json

@@ -274,7 +274,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """The other slot holds the release, verified. Bytes, seconds."""
+    """The other slot holds the release, verified. Bytes, milliseconds."""
 
     verified: Verified
     payload: Sha256

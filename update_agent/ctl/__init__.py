@@ -1,1 +1,5 @@
-"""The command line of a host: ``update-agentctl``, and ``update-agent-slots`` for recovery."""
+"""A host's small programs: one process for one thing.
+
+For people ``update-agentctl``, and ``update-agent-slots`` for recovery; for systemd
+``update-agent-confirm``, ``update-agent-firstboot`` and ``update-agent-reboot``.
+"""

@@ -1,8 +1,9 @@
 """How a payload comes into a slot: look, plan, take what is needed, write, verify.
 
-The writer and the hand tool, ``update-agent-image apply``, both work like this; where stored bytes
-come from is a ``Blob``. No boot flag is flipped and no signature is checked here: whoever calls has
-done that, or says what it was told to trust.
+The writer and the hand tool, ``update-agent-image apply``, both work like this, and so does
+``update-publish`` where it needs an old image; where stored bytes come from is a ``Blob``. No boot
+flag is flipped and no signature is checked here: whoever calls has done that, or says what it was
+told to trust.
 """
 
 import re

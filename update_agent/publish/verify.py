@@ -1,4 +1,4 @@
-"""Looks at a whole repository as a host would, at every file of it, and at what comes next."""
+"""A look at a whole repository: as a host would, at every file of it, and at what expires soon."""
 
 import hashlib
 from collections.abc import Callable, Iterator

@@ -1,7 +1,8 @@
 """What the server remembers, as tables: hosts as they stand, what happened, who may do what.
 
 SQLite in a file, or PostgreSQL for several servers side by side. Times are whole seconds since 1970
-in UTC. What pages show of 100,000 hosts is counted here, by indexes, and never in Python.
+in UTC. What pages show of 100,000 hosts is counted by these indexes (``figures.py``), and never in
+Python.
 """
 
 from collections.abc import Iterator

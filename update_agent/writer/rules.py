@@ -2,7 +2,8 @@
 
 The rule kept here: whoever asks, no release comes onto a host but one for its product and
 architecture, not below the version that runs unless the signed channel says so, not from a version
-it cannot be installed over, and not one that the channel holds in quarantine.
+it cannot be installed over, and not one that the channel holds in quarantine. Who shows no channel
+goes up only, and is told of no quarantine.
 """
 
 from update_agent.core import release
