@@ -63,5 +63,4 @@ def test_what_is_accepted_is_safe_in_a_path(text: str) -> None:
 def test_equal_versions_are_one_key() -> None:
     assert len({Version("1.2.3"), Version("1.2.3"), Version("1.2.4")}) == 2
     assert Version("1.2.3") != "1.2.3"
-    assert Version.maybe(None) is None
-    assert repr(Version.maybe("1.2.3")) == "Version('1.2.3')"
+    assert repr(Version("1.2.3")) == "Version('1.2.3')"

@@ -38,6 +38,27 @@ def test_an_os_release_that_cannot_be_read_is_told(tmp_path: Path, data: bytes, 
         identity.os_release(path)
 
 
+def test_what_a_host_runs_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        identity, "os_release", lambda: {"IMAGE_ID": "os", "IMAGE_VERSION": "1.2.0"}
+    )
+
+    assert identity.image() == ("os", "1.2.0")
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{}, {"IMAGE_ID": "os"}, {"IMAGE_VERSION": "1.2.0"}, {"IMAGE_ID": "", "IMAGE_VERSION": ""}],
+)
+def test_a_host_with_no_image_of_ours_is_told_so(
+    known: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "os_release", lambda: known)
+
+    with pytest.raises(HostError, match="this host has no image of ours"):
+        identity.image()
+
+
 def test_a_machine_id_is_read(tmp_path: Path) -> None:
     path = tmp_path / "machine-id"
     path.write_text(ID + "\n")

@@ -36,7 +36,7 @@ from update_agent.agent.textfile import Textfile
 from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.version import Version
-from update_agent.errors import HostError, UpdateAgentError
+from update_agent.errors import UpdateAgentError
 from update_agent.host import config, excerpt, identity
 from update_agent.host.outbox import Outbox
 from update_agent.host.systemd import Notifier, PriorityFormatter
@@ -113,17 +113,11 @@ def run(options: Namespace) -> int:
 
 def this_host() -> Host:
     """Return what this host is. Raises HostError when it runs no image of ours."""
-    known = identity.os_release()
-    product, version = known.get("IMAGE_ID"), Version.maybe(known.get("IMAGE_VERSION"))
-    if not product or not version:
-        raise HostError(
-            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
-            hint="update-agentd runs on images that 'update-agent-image build' made",
-        )
+    product, version = identity.image()
     return Host(
         product=product,
         architecture=identity.architecture(),
-        version=version,
+        version=Version(version),
         machine_id=identity.machine_id(),
     )
 

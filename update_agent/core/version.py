@@ -5,7 +5,6 @@ no place in that order, so it is refused.
 """
 
 from functools import lru_cache, total_ordering
-from typing import Self
 
 import semver
 
@@ -31,11 +30,6 @@ class Version:
     def __init__(self, text: str) -> None:
         self.text = text
         self._parsed = _parse(text)
-
-    @classmethod
-    def maybe(cls, text: str | None) -> Self | None:
-        """Return the version in ``text``, or None where there is no text."""
-        return None if text is None else cls(text)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Version) and self.text == other.text

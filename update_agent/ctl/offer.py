@@ -73,14 +73,10 @@ def run(options: Namespace) -> int:
 
 
 def _host(options: Namespace) -> Host:
-    known = {} if options.product and options.version else identity.os_release()
-    product = options.product or known.get("IMAGE_ID")
-    version = options.version or Version.maybe(known.get("IMAGE_VERSION"))
-    if not product or not version:
-        raise HostError(
-            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
-            hint="say what to ask for, with --product and --version",
-        )
+    product, version = options.product, options.version
+    if not (product and version):
+        runs = _running()
+        product, version = product or runs[0], version or Version(runs[1])
     return Host(
         product=product,
         architecture=options.architecture,
@@ -88,6 +84,15 @@ def _host(options: Namespace) -> Host:
         machine_id=options.machine_id or identity.machine_id(),
         forced=options.force,
     )
+
+
+def _running() -> tuple[str, str]:
+    try:
+        return identity.image()
+    except HostError as error:
+        raise HostError(
+            str(error), hint="say what to ask for, with --product and --version"
+        ) from error
 
 
 def _plain(offer: Offer, host: Host) -> dict[str, Any]:

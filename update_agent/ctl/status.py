@@ -271,10 +271,9 @@ def _past_lines(past: Mapping[str, Any]) -> list[str]:
 
 def _show_without(*, as_json: bool) -> None:
     """Print what is known of this host though the daemon does not run."""
-    known: dict[str, str] = {}
+    product = running = None
     with suppress(HostError):
-        known = identity.os_release()
-    product, running = known.get("IMAGE_ID"), known.get("IMAGE_VERSION")
+        product, running = identity.image()
     kept = _kept()
     if as_json:
         print(json.dumps({
@@ -285,7 +284,7 @@ def _show_without(*, as_json: bool) -> None:
     lines = row("state", "not known: update-agentd does not run")
     if kept:
         lines += row("last", f"{kept.get('state')}, since {kept.get('since')}")
-    runs = f"{product} {running}" if product and running else "no image of ours"
+    runs = f"{product} {running}" if product else "no image of ours"
     print("\n".join([*lines, *row("running", runs)]))
 
 

@@ -17,6 +17,18 @@ def os_release(path: Path = OS_RELEASE) -> dict[str, str]:
     return assignments(_read(path), path)
 
 
+def image() -> tuple[str, str]:
+    """Return the product and version that this host runs. Raises HostError when there is none."""
+    known = os_release()
+    product, version = known.get("IMAGE_ID"), known.get("IMAGE_VERSION")
+    if not product or not version:
+        raise HostError(
+            "os-release says no IMAGE_ID and IMAGE_VERSION: this host has no image of ours",
+            hint="install it from an image that 'update-agent-image build' made",
+        )
+    return product, version
+
+
 def assignments(text: str, where: object) -> dict[str, str]:
     """Return the assignments in ``text``, as os-release(5) has them. Raises HostError."""
     found = {}

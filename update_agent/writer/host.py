@@ -8,7 +8,6 @@ from pathlib import Path
 
 from update_agent.core import release
 from update_agent.core.version import Version
-from update_agent.errors import HostError
 from update_agent.host import identity, udev
 
 
@@ -33,16 +32,10 @@ class Host:
         )
 
 
-def this_host(os_release: Path = identity.OS_RELEASE) -> Host:
+def this_host() -> Host:
     """Return the host that this process runs on. Raises HostError, VersionError."""
     booted = udev.booted_partition()
-    known = identity.os_release(os_release)
-    product, version = known.get("IMAGE_ID"), known.get("IMAGE_VERSION")
-    if not product or not version:
-        raise HostError(
-            f"{os_release} says no IMAGE_ID and IMAGE_VERSION",
-            hint="this host was not booted from an image of ours",
-        )
+    product, version = identity.image()
     return Host(
         disk=booted.disk,
         booted=booted.number,
