@@ -522,4 +522,4 @@ def test_every_verb_has_a_help_that_fits(capsys: Say) -> None:
 def test_the_help_says_what_exit_codes_mean(capsys: Say) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "exit codes: 0 done" in capsys.readouterr().out
+    assert "exit codes:\n  0  done" in capsys.readouterr().out
