@@ -1,10 +1,11 @@
 """Files are replaced as a whole, or not at all."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from update_agent.host.files import replaced
+from update_agent.host.files import locked, replaced
 
 
 def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
@@ -34,3 +35,25 @@ def test_a_file_stays_as_it_was_when_something_failed(tmp_path: Path) -> None:
 
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_comes_second_is_told_so_or_waits(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    came, got = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with locked(path, came.set):
+            got.set()
+
+    with locked(path):
+        with pytest.raises(BlockingIOError):
+            locked(path)
+        waits = threading.Thread(target=second)
+        waits.start()
+        assert came.wait(10)
+        assert not got.is_set()
+
+    waits.join(10)
+    assert got.is_set()
+    with locked(path):
+        assert path.stat().st_mode & 0o777 == 0o600

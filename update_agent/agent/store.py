@@ -4,9 +4,7 @@ One daemon at a time: whoever holds the lock on the folder. What cannot be writt
 whoever changes the record, and leaves both the file and the daemon's memory as they were.
 """
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -35,22 +33,16 @@ class FileStore:
     def locked(self) -> Iterator[None]:
         """Keep other daemons out. Raises HostError when one is there first."""
         try:
-            files.make_folders(self._folder)
-            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError(f"cannot use {self._folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = files.locked(self._folder / "lock")
         except BlockingIOError as error:
-            os.close(lock)
             raise HostError(
                 f"another update-agentd uses {self._folder}",
                 hint="systemctl status update-agentd",
             ) from error
-        try:
+        except OSError as error:
+            raise HostError(f"cannot use {self._folder}: {error.strerror}") from error
+        with lock:
             yield
-        finally:
-            os.close(lock)
 
     def load(self, now: datetime) -> Record:
         """Return what was kept. Raises HostError when the disk cannot be read."""

@@ -1,7 +1,8 @@
-"""Files that are kept: whole or not at all, and there after a power cut."""
+"""Files that are kept: whole or not at all, there after a power cut, and one at a time at work."""
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -37,6 +38,29 @@ def make_folders(path: Path) -> None:
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         flush_folder(folder.parent)
+
+
+def locked(
+    path: Path, waiting: Callable[[], None] | None = None, *, mode: int = 0o600
+) -> IO[bytes]:
+    """Return the file ``path``, made with its folder; who has it is alone until it is closed.
+
+    Whoever comes second calls ``waiting`` and waits; without that it raises BlockingIOError.
+    """
+    make_folders(path.parent)
+    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode), "r+b", buffering=0)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 def flush_folder(path: Path) -> None:

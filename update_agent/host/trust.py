@@ -11,8 +11,6 @@ The clock by which things expire is never behind the newest time that was ever c
 ahead; then all is expired, and nothing is remembered of it.
 """
 
-import fcntl
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -400,27 +398,19 @@ class _Cache:
     def locked(self) -> Iterator[None]:
         """Keep others out of the folder, which is made. Raises HostError."""
         try:
-            self.prepare()
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            files.make_folders(self._roots)
+            lock = files.locked(self.folder / "lock")
+        except BlockingIOError as error:
+            raise HostError(
+                f"another process uses {self.folder}", hint="wait until it is done"
+            ) from error
         except OSError as error:
             raise HostError(
                 f"cannot use {self.folder}: {error.strerror}",
                 hint="run as root, or name another folder for what this host remembers",
             ) from error
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise HostError(
-                    f"another process uses {self.folder}", hint="wait until it is done"
-                ) from error
+        with lock:
             yield
-        finally:
-            os.close(lock)
-
-    def prepare(self) -> None:
-        """Make the folders. Raises OSError."""
-        files.make_folders(self._roots)
 
     def read(self, name: str) -> bytes | None:
         return _read(self.folder / name)

@@ -3,7 +3,6 @@
 Builds that run at once on one machine wait for one another, and take what is there by then.
 """
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from update_agent.errors import HostError
+from update_agent.host import files
 from update_agent.publish.progress import Tell
 
 CACHE = Path("/var/cache/update-agent")
@@ -37,16 +37,12 @@ def kept(folder: Path, make: Callable[[Path], None], tell: Tell, doing: str) -> 
 def alone(cache: Path, tell: Tell) -> Iterator[None]:
     """Keep other builds out of ``cache`` meanwhile. Raises HostError."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        opened = (cache / "lock").open("w")
+        lock = files.locked(
+            cache / "lock", lambda: tell("waiting for another build on this machine")
+        )
     except OSError as error:
         raise HostError(f"cannot write to {cache}: {error.strerror}") from error
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell("waiting for another build on this machine")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
         yield
 
 

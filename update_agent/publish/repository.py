@@ -14,9 +14,7 @@ and by the new. So hosts find the old state or the new one, and the next command
 one began.
 """
 
-import fcntl
 import hashlib
-import os
 import sys
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,19 +142,11 @@ class Repository:
     def locked(self) -> Iterator[None]:
         """Let one publisher after the other work; whoever comes second waits."""
         with _translated(self.folder):
-            files.make_folders(self.folder)
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("waiting for another publisher...", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock = files.locked(self.folder / ".lock", _tell_waiting, mode=0o644)
+        with lock:
             self._sweep()
             self.settle()
             yield
-        finally:
-            os.close(lock)
 
     def _sweep(self) -> None:
         """Remove the unfinished files of runs that were killed."""
@@ -557,6 +547,10 @@ class Repository:
         if data is None:
             raise RepositoryError(f"{path} is missing", hint="restore it from a copy")
         return data
+
+
+def _tell_waiting() -> None:
+    print("waiting for another publisher...", file=sys.stderr)
 
 
 def check_threshold(delegator: Root | Targets, name: str) -> None:

@@ -5,9 +5,7 @@ before anything is done on its word. The record of what was verified is there on
 it is removed, durably, before the first byte of the next release is written.
 """
 
-import fcntl
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,16 +102,12 @@ class Memory:
 def opened(folder: Path) -> Iterator[Memory]:
     """Yield the memory in ``folder``, which is made, for one writer at a time. Raises HostError."""
     try:
-        files.make_folders(folder)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = files.locked(folder / "lock")
+    except BlockingIOError as error:
+        raise HostError(f"another writer uses {folder}", hint="end it first") from error
     except OSError as error:
         raise HostError(
             f"cannot use {folder}: {error.strerror}", hint="run it as root, or name a folder"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock:
         yield Memory(folder)
-    except BlockingIOError as error:
-        raise HostError(f"another writer uses {folder}", hint="end it first") from error
-    finally:
-        os.close(lock)
