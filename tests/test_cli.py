@@ -5,6 +5,7 @@ from argparse import Namespace
 import pytest
 
 from update_agent import cli
+from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError
 
 
@@ -50,3 +51,15 @@ def test_a_bug_is_not_dressed_up(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):
         cli.run(command, [])
     assert capsys.readouterr().err == ""
+
+
+def test_what_an_option_does_not_take_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli.parser("tool", "A tool.")
+    command.add_argument("--version-of", type=cli.argument(Version), metavar="VERSION")
+    command.set_defaults(run=interrupted)
+
+    assert command.parse_args(["--version-of", "1.2.3"]).version_of == Version("1.2.3")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(command, ["--version-of", "x"])
+    assert ended.value.code == 2
+    assert "error: argument --version-of: 'x' is no version" in capsys.readouterr().err

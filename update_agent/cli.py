@@ -6,9 +6,9 @@ traceback.
 
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from update_agent import __version__
 from update_agent.errors import UpdateAgentError
@@ -23,6 +23,9 @@ _TOLD = "\n".join(["exit codes:", *(f"  {code}  {told}" for code, told in EXIT_C
 
 INTERRUPTED = 130
 """What shells report for a program that Ctrl-C ended."""
+
+
+T = TypeVar("T")
 
 
 class _Parser(ArgumentParser):
@@ -42,6 +45,18 @@ def parser(program: str, description: str, epilog: str = "") -> ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return made
+
+
+def argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Return ``read`` for an option: what it refuses, with an error of ours, is wrong usage."""
+
+    def checked(text: str) -> T:
+        try:
+            return read(text)
+        except UpdateAgentError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return checked
 
 
 def run(command: ArgumentParser, argv: Sequence[str] | None) -> int:

@@ -30,6 +30,14 @@ class Wish:
     start: timedelta | None
 
 
+def length(text: str) -> timedelta:
+    """Return a length of time that a rollout can have. Raises PlanError, UnitError."""
+    found = units.duration(text)
+    if found.total_seconds() > MAX_SECONDS:
+        raise PlanError(f"{text!a} is longer than {MAX_SECONDS // 86400} days")
+    return found
+
+
 def wish(text: str) -> Wish:
     """Read one wave. Raises PlanError, UnitError."""
     found = _SHARE.fullmatch(text)
@@ -40,8 +48,8 @@ def wish(text: str) -> Wish:
         raise PlanError(f"{found[1]} % is no share of hosts, wanted above 0, at most 100")
     return Wish(
         share=share,
-        length=_length(found[2]) if found[2] else timedelta(0),
-        start=_length(found[3]) if found[3] else None,
+        length=length(found[2]) if found[2] else timedelta(0),
+        start=length(found[3]) if found[3] else None,
     )
 
 
@@ -85,10 +93,3 @@ def text(waves: Iterable[Wave]) -> str:
         )
         after = wave.opens + wave.length
     return " ".join(words)
-
-
-def _length(text: str) -> timedelta:
-    length = units.duration(text)
-    if length.total_seconds() > MAX_SECONDS:
-        raise PlanError(f"{text!a} is longer than {MAX_SECONDS // 86400} days")
-    return length

@@ -22,10 +22,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from update_agent import cli
 from update_agent.core import semaphore, units
 from update_agent.core.reason import Wait
 from update_agent.core.semaphore import MAX_SLOTS, Accepted, Holder, Semaphore
-from update_agent.core.version import Version, VersionError
+from update_agent.core.version import Version
 from update_agent.ctl.words import WIDTH, iso, length, row, when
 from update_agent.errors import HostError
 from update_agent.host import cluster, config, group
@@ -83,7 +84,7 @@ def add_options(verb: ArgumentParser) -> None:
         verbs, "forgive", "let hosts install a release that rolled back: when the host was the"
         " cause, and not the release", _forgive,
     )  # fmt: skip
-    forgive.add_argument("version", type=_version, metavar="VERSION",
+    forgive.add_argument("version", type=cli.argument(Version), metavar="VERSION",
                          help="as 'lock status' lists it")  # fmt: skip
 
 
@@ -324,15 +325,6 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _version(text: str) -> Version:
-    try:
-        return Version(text)
-    except VersionError as error:
-        raise ArgumentTypeError(str(error)) from error
-
-
+@cli.argument
 def _gap(text: str) -> int:
-    try:
-        return int(units.duration(text).total_seconds())
-    except units.UnitError as error:
-        raise ArgumentTypeError(str(error)) from error
+    return int(units.duration(text).total_seconds())

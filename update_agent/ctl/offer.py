@@ -1,13 +1,14 @@
 """``update-agentctl offer``: what this host would install now, without a daemon."""
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from update_agent import cli
 from update_agent.core.release import Host
 from update_agent.core.rollout import RING
-from update_agent.core.version import Version, VersionError
+from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.host import identity
 from update_agent.host.http import Limits, Network, Way
@@ -32,7 +33,7 @@ def add_options(verb: ArgumentParser) -> None:
                       help="what the host remembers, so that nobody can offer it the past "
                       "(default: %(default)s)")  # fmt: skip
     verb.add_argument("--product", metavar="NAME", help="(default: IMAGE_ID in os-release)")
-    verb.add_argument("--version", type=_version, metavar="VERSION",
+    verb.add_argument("--version", type=cli.argument(Version), metavar="VERSION",
                       help="what runs (default: IMAGE_VERSION in os-release)")  # fmt: skip
     verb.add_argument("--architecture", default=identity.architecture(), metavar="NAME",
                       help="(default: %(default)s)")  # fmt: skip
@@ -43,13 +44,6 @@ def add_options(verb: ArgumentParser) -> None:
     verb.add_argument("--ca", metavar="FILE", help="certificates to accept for HTTPS")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=run)
-
-
-def _version(text: str) -> Version:
-    try:
-        return Version(text)
-    except VersionError as error:
-        raise ArgumentTypeError(str(error)) from error
 
 
 def run(options: Namespace) -> int:

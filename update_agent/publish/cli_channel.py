@@ -1,12 +1,13 @@
 """``update-publish channel``: create, promote, rollout, pause, resume, show and more."""
 
 import json
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from update_agent import cli
 from update_agent.core import document, plan
 from update_agent.core.channel import Change, Channel
 from update_agent.core.rollout import RING, percent, place
@@ -73,18 +74,11 @@ def add_verbs(verb: ArgumentParser) -> None:
 
 
 def _add_waves(verb: ArgumentParser, help_: str, *, required: bool = False) -> None:
-    verb.add_argument("--wave", dest="waves", type=_wave, action="append", required=required,
-                      metavar="SHARE:LENGTH", help=help_)  # fmt: skip
+    verb.add_argument("--wave", dest="waves", type=cli.argument(plan.wish), action="append",
+                      required=required, metavar="SHARE:LENGTH", help=help_)  # fmt: skip
     verb.add_argument("--deadline", type=verbs.moment, metavar="TIME",
                       help="when every host is offered it, whatever the waves say: 3d after the "
                       "rollout began, or 2026-12-01T08:00Z")  # fmt: skip
-
-
-def _wave(text: str) -> plan.Wish:
-    try:
-        return plan.wish(text)
-    except HostError as error:
-        raise ArgumentTypeError(str(error)) from error
 
 
 # Edits -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import socket
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from tuf.api.metadata import Root
 
-from update_agent.core.rollout import MAX_SECONDS
-from update_agent.core.version import Version, VersionError
+from update_agent import cli
+from update_agent.core import plan
+from update_agent.core.units import UnitError
+from update_agent.core.version import Version
 from update_agent.publish.keys import Keyring
 from update_agent.publish.repository import Committed, Repository, Waiting
 
@@ -29,9 +32,6 @@ KEYS = "UPDATE_PUBLISH_KEYS"
 
 MAX_TEXT = 500
 """Characters of a reason or an author, as signed documents may have them."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_LENGTH = re.compile(r"([0-9]{1,9}[smhdw])+")
 
 
 def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
@@ -163,12 +163,9 @@ class Bars:
 # Words of the command line -----------------------------------------------------------------------
 
 
-def version(text: str) -> Version:
-    """Read a version."""
-    try:
-        return Version(text)
-    except VersionError as error:
-        raise ArgumentTypeError(str(error)) from error
+version = cli.argument(Version)
+duration = cli.argument(plan.length)
+"""Such as 30m, 4h or 1d12h."""
 
 
 def name(text: str) -> str:
@@ -180,21 +177,11 @@ def name(text: str) -> str:
     return text
 
 
-def duration(text: str) -> timedelta:
-    """Read a length of time such as 30m, 4h or 1d12h."""
-    if not _LENGTH.fullmatch(text):
-        raise ArgumentTypeError(f"{text!r} is no length of time, wanted such as 30m, 4h or 1d12h")
-    parts = re.findall(r"([0-9]+)([smhdw])", text)
-    seconds = sum(int(number) * _UNITS[unit] for number, unit in parts)
-    if seconds > MAX_SECONDS:
-        raise ArgumentTypeError(f"{text!r} is longer than {MAX_SECONDS // 86400} days")
-    return timedelta(seconds=seconds)
-
-
+@cli.argument
 def moment(text: str) -> datetime | timedelta:
     """Read a time: of the calendar (2026-12-01T08:00Z), or after another (3d)."""
-    if _LENGTH.fullmatch(text):
-        return duration(text)
+    with suppress(UnitError):
+        return plan.length(text)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -74,7 +74,9 @@ def command() -> ArgumentParser:
     image.add_argument("--disk", type=Path, metavar="FILE-OR-DEVICE", help="a disk or an image")
     image.add_argument("--booted", type=int, metavar="N", help="the partition that is booted there")
     image.add_argument("--product", metavar="NAME", help="the product that runs there")
-    image.add_argument("--running", type=Version, metavar="VERSION", help="and its version")
+    image.add_argument(
+        "--running", type=cli.argument(Version), metavar="VERSION", help="and its version"
+    )
     made.set_defaults(run=serve)
     return made
 
