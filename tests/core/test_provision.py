@@ -1,11 +1,13 @@
 """Settings from outside: each becomes a file, or is refused alone."""
 
 import json
+import tomllib
 
 import pytest
 
-from update_agent.core import provision
+from update_agent.core import provision, settings
 from update_agent.core.provision import File
+from update_agent.core.settings import Fragment
 
 ROOT = json.dumps({"signed": {"_type": "root"}, "signatures": []})
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ core@desk"
@@ -123,7 +125,10 @@ def test_what_is_no_key_is_refused_and_not_repeated(text: str) -> None:
         ("ssh-keys", b"-----BEGIN OPENSSH PRIVATE KEY-----", "wanted lines of authorized_keys"),
         ("server", b"ftp://a", "^setting server is 'ftp://a', wanted an http:// or https:// URL$"),
         ("server", b'http://a"\nx = 1', "wanted an http"),
+        ("server", b"https://" + b"a" * 493, "wanted an http"),
         ("channel", b"../stable", "wanted a channel's name"),
+        ("channel", b"stable.eu", "wanted a channel's name"),
+        ("channel", b"a" * 64, "wanted a channel's name"),
         ("root", b"{", "^setting root is no JSON"),
         ("root", b"[]", "^setting root is no TUF root metadata$"),
         ("root", b'{"signed": {"_type": "snapshot"}}', "no TUF root metadata"),
@@ -147,3 +152,14 @@ def test_a_wrong_setting_is_named_and_keeps_out_no_other(
     assert refused.exit_code == 4
     with pytest.raises(provision.SettingError, match=message):
         raise refused
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("server", "https://" + "a" * 492), ("channel", "a-b_1" + "c" * 58)]
+)
+def test_what_is_taken_here_can_be_set(name: str, value: str) -> None:
+    (file,) = provision.plan({name: value.encode()}).files
+
+    written = Fragment(origin="here", content=tomllib.loads(file.content))
+    update = settings.check(settings.merge([written])).update
+    assert value in (*update.repository, update.channel)

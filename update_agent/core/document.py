@@ -29,9 +29,11 @@ T = TypeVar("T")
 Format = Literal[1]
 """Which set of rules a document follows."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z")]
+NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME}\Z")]
 """Of a product, channel or architecture: safe as a part of a path, a URL, a key, a label."""
-Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+MAX_TEXT = 500
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 """For people: one line, and nothing that steers their terminal."""
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Count = Annotated[int, msgspec.Meta(ge=1)]

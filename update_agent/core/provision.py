@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from update_agent.core import settings
+from update_agent.core import document, settings
 from update_agent.core.settings import Fragment
 from update_agent.errors import HostError
 
@@ -169,8 +169,10 @@ SETTINGS: dict[str, _Check] = {
         r"(\S+ )?(ssh|ecdsa|sk-ssh|sk-ecdsa)-[a-zA-Z0-9@.-]+ [A-Za-z0-9+/=]+( .*)?",
         "lines of authorized_keys(5)",
     ),
-    "server": _like(r"https?://[^\s\"\\]+", "an http:// or https:// URL"),
-    "channel": _like(r"[a-z0-9][a-z0-9._-]{0,63}", "a channel's name"),
+    "server": _like(
+        rf"(?=.{{1,{settings.MAX_URL}}}$)https?://[^\s\"\\]+", "an http:// or https:// URL"
+    ),
+    "channel": _like(document.NAME, "a channel's name"),
     "root": _signed_root,
     "settings": _toml,
     "etcd": _lines_like(r"ETCD_[A-Z_]+=[^\"'\\$`]*", "lines such as ETCD_NAME=one"),

@@ -54,7 +54,8 @@ def _minutes(number: int) -> Duration:
 
 _FLOOR = Bytes(4_000_000)
 
-Url = Annotated[str, Meta(pattern=r"\Ahttps?://[^\s]+\Z", max_length=500)]
+MAX_URL = 500
+Url = Annotated[str, Meta(pattern=r"\Ahttps?://[^\s]+\Z", max_length=MAX_URL)]
 Path = Annotated[str, Meta(pattern=r"\A/", max_length=500)]
 
 

@@ -167,7 +167,7 @@ def _deadline(options: Namespace, began: datetime) -> datetime | None:
 
 def _change(options: Namespace, repository: Repository, what: str) -> Change:
     return Change(
-        time=repository.now, author=options.author, what=what[: verbs.MAX_TEXT],
+        time=repository.now, author=options.author, what=what[: document.MAX_TEXT],
         reason=options.reason,
     )  # fmt: skip
 

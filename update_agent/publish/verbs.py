@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from tuf.api.metadata import Root
 
 from update_agent import cli
-from update_agent.core import plan
+from update_agent.core import document, plan
+from update_agent.core.document import MAX_TEXT
 from update_agent.core.units import UnitError
 from update_agent.core.version import Version
 from update_agent.publish.keys import Keyring
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 REPOSITORY = "UPDATE_PUBLISH_REPOSITORY"
 KEYS = "UPDATE_PUBLISH_KEYS"
 """Environment variables that stand for --repository and --keys, the latter with colons between."""
-
-MAX_TEXT = 500
-"""Characters of a reason or an author, as signed documents may have them."""
 
 
 def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
@@ -170,7 +168,7 @@ duration = cli.argument(plan.length)
 
 def name(text: str) -> str:
     """Read the name of a product, channel or architecture."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", text):
+    if not re.fullmatch(document.NAME, text):
         raise ArgumentTypeError(
             f"{text!r} is no name, wanted lower case letters, digits, - and _, 63 at most"
         )

@@ -15,7 +15,7 @@ from msgspec import Meta
 from update_agent.core import document, plan
 from update_agent.core.budget import Budget
 from update_agent.core.channel import BY_WAVES, Change, Channel
-from update_agent.core.document import DocumentError, Time
+from update_agent.core.document import DocumentError, Text, Time
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.publish import channels
@@ -23,7 +23,7 @@ from update_agent.publish.repository import Repository
 from update_agent.server.site import Site
 from update_agent.server.tables import audit, rollouts, seconds
 
-Because = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+Because = Annotated[Text, Meta(min_length=1)]
 """Why somebody does something."""
 Plan = Annotated[str, Meta(max_length=2000)]
 """Waves, such as ``1%:1h 10%:4h@+3h 100%:1d``."""
