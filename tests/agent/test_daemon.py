@@ -25,7 +25,7 @@ from tests.agent.fakes import (
     waiting,
 )
 from update_agent.agent.ports import NotPermittedError
-from update_agent.core import record
+from update_agent.core import document, record
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Outcome
@@ -224,6 +224,19 @@ def test_a_host_that_is_paused_here_installs_only_what_somebody_asks_for() -> No
         await case.settle()
 
     assert play(story, fakes).state is State.REBOOTING
+
+
+def test_a_pause_for_a_reason_in_lines_outlives_the_daemon() -> None:
+    fakes = Fakes()
+
+    async def story(case: Case) -> None:
+        await case.daemon.pause("holidays,\nall week" + "." * 600)
+
+    kept = document.encode(play(story, fakes).daemon.record)
+
+    found, damage = record.decode(kept, START)
+    assert damage is None
+    assert found.paused == "holidays, all week" + "." * 482
 
 
 def test_a_host_that_installs_by_hand_waits_for_a_person() -> None:

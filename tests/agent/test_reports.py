@@ -22,7 +22,7 @@ from tests.agent.fakes import (
     waiting,
 )
 from tests.server.process import PATIENCE, Server, serving
-from update_agent.agent.reports import Reporter, Reporting, described, line, sender
+from update_agent.agent.reports import Reporter, Reporting, described, sender
 from update_agent.core import lifecycle
 from update_agent.core.reason import Reason
 from update_agent.core.record import Past
@@ -215,10 +215,6 @@ def test_pauses_grow_with_failures_and_differ_between_hosts() -> None:
     assert pauses(0.5) == [10, 1, 2, 4, 8, 16, 30, 30]
     assert pauses(0)[0] == pytest.approx(10 * 2 / 3)
     assert pauses(1)[0] == pytest.approx(10 * 4 / 3)
-
-
-def test_a_text_for_people_becomes_one_line() -> None:
-    assert line("a\nb\x1b[2J" + "c" * 600) == "a b [2J" + "c" * 493
 
 
 def test_a_failure_is_told_with_the_journal_once(

@@ -205,3 +205,7 @@ def _only_document_errors(data: bytes, kind: type) -> None:
     except DocumentError:
         return
     assert document.decode(document.encode(found), kind, "it") == found
+
+
+def test_a_text_for_people_becomes_one_line() -> None:
+    assert document.line("a\nb\x1b[2J" + "c" * 600) == "a b [2J" + "c" * 493

@@ -45,6 +45,13 @@ def test_a_record_comes_back_as_it_was_written() -> None:
     assert record.decode(document.encode(waiting), NOW) == (waiting, None)
 
 
+def test_what_was_said_in_lines_is_kept_as_one() -> None:
+    said = FULL.ended(Outcome.REFUSED, LATER, "no good:\n\x1b[1m" + "x" * 600)
+
+    assert record.decode(document.encode(said), NOW) == (said, None)
+    assert said.history[-1].why.startswith("no good:  [1mxx")
+
+
 def test_the_age_of_a_reason_goes_on_through_checks_that_change_nothing() -> None:
     first = record.fresh(NOW).moved(State.WAITING, NOW, WAIT)
     again = first.moved(State.CHECKING, LATER, None)

@@ -42,8 +42,6 @@ _RATE = 0.25
 """Seconds between two announcements of progress; every other change is announced at once."""
 _CALLS = 64
 """Calls at work at once; who asks for more is refused."""
-_TEXT = 500
-"""Characters of a reason given."""
 
 _PRIMARY_OWNER = (1, 4)
 """What the bus answers who has a name now, or had it already."""
@@ -244,7 +242,7 @@ class Service:
             if not caller.may(method, self._group):
                 raise _denied(caller, str(message.member), method)
             logger.info("%s, asked for by %s", message.member, _name(caller.uid))
-            await method.call(self._daemon, *(text[:_TEXT] for text in message.body))
+            await method.call(self._daemon, *message.body)
             answer = Message.new_method_return(message)
         except UpdateAgentError as error:
             logger.info("%s refused: %s", message.member, error)

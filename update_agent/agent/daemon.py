@@ -25,7 +25,7 @@ from update_agent.agent.ports import (
     Store,
 )
 from update_agent.agent.questions import Questions
-from update_agent.core import lifecycle, record
+from update_agent.core import document, lifecycle, record
 from update_agent.core.lifecycle import Effect, Event, State
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import OUTCOMES, Attempt, Outcome, Record
@@ -170,7 +170,7 @@ class Daemon:
 
     async def pause(self, why: str) -> None:
         """Begin nothing by itself until resumed; what is under way goes on."""
-        await self._keep(replace(self.record, paused=why[:500] or "no reason given"))
+        await self._keep(replace(self.record, paused=document.line(why) or "no reason given"))
 
     async def resume(self) -> None:
         """Undo ``pause``."""

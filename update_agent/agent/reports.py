@@ -19,6 +19,7 @@ from update_agent import __version__
 from update_agent.agent.daemon import Daemon
 from update_agent.agent.ports import Progress
 from update_agent.core import document, record
+from update_agent.core.document import line as line  # noqa: PLC0414  for vm-tests too
 from update_agent.core.record import Past, Record
 from update_agent.core.report import Batch, Ended, Receipt, Report, Waits, Works, host_id
 from update_agent.core.settings import Settings, Strategy
@@ -209,7 +210,8 @@ def described(daemon: Daemon, name: str, now: datetime) -> Report:
     booted = next((it.name for it in daemon.slots or () if it.booted), None)
     locks = daemon.settings.reboot.strategy is Strategy.LOCK
     return Report(
-        host=host_id(daemon.host.machine_id), queue=_LATER, sequence=1, time=now, name=line(name),
+        host=host_id(daemon.host.machine_id), queue=_LATER, sequence=1, time=now,
+        name=line(name),
         product=daemon.host.product, architecture=daemon.host.architecture,
         version=daemon.host.version, agent=__version__, channel=daemon.settings.update.channel,
         group=daemon.settings.cluster.group if locks else None,
@@ -245,14 +247,9 @@ def _ended(past: Past) -> Ended:
     attempt = past.attempt
     return Ended(
         attempt=attempt.id, running=attempt.running, version=attempt.version,
-        began=attempt.began, ended=past.ended, outcome=past.outcome, why=line(past.why),
+        began=attempt.began, ended=past.ended, outcome=past.outcome, why=past.why,
         fetched=attempt.fetched, saved=attempt.saved,
     )  # fmt: skip
-
-
-def line(text: str) -> str:
-    """Return ``text`` as one line that a report may hold."""
-    return "".join(it if it.isprintable() else " " for it in text)[:500]
 
 
 def _lasting(found: Report) -> Report:

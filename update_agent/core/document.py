@@ -95,6 +95,11 @@ def encode(value: object) -> bytes:
     return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
+def line(text: str) -> str:
+    """Return ``text`` as a ``Text``: one line, and no more of it than one may have."""
+    return "".join(it if it.isprintable() else " " for it in text[:MAX_TEXT])
+
+
 def _object(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
     found: dict[str, object] = {}
     for key, value in pairs:

@@ -24,8 +24,6 @@ from update_agent.core.version import Version
 MAX_SIZE = 256 * 1024
 _HISTORY = 50
 _FAILED = 50
-_ROOM = 500
-"""Characters of a text for people."""
 
 AttemptId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
@@ -124,7 +122,7 @@ class Record:
         """Return this with its attempt, if there is one, in the past."""
         if self.attempt is None:
             return self
-        past = Past(attempt=self.attempt, ended=now, outcome=outcome, why=why[:_ROOM])
+        past = Past(attempt=self.attempt, ended=now, outcome=outcome, why=document.line(why))
         return replace(self, attempt=None, history=(*self.history, past)[-_HISTORY:])
 
     def avoiding(self, version: Version) -> "Record":

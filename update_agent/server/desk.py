@@ -15,7 +15,7 @@ from msgspec import Meta
 from update_agent.core import document, plan
 from update_agent.core.budget import Budget
 from update_agent.core.channel import BY_WAVES, Change, Channel
-from update_agent.core.document import DocumentError, Text, Time
+from update_agent.core.document import MAX_TEXT, DocumentError, Text, Time
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.publish import channels
@@ -161,7 +161,7 @@ def note(site: Site, channel: str, *, author: str, action: str, reason: str, res
     """Write down what was done."""
     row = {
         "time": seconds(site.now()), "author": author, "channel": channel, "action": action,
-        "reason": reason, "result": result[:500],
+        "reason": reason, "result": result[:MAX_TEXT],
     }  # fmt: skip
     with site.database.begin() as connection:
         connection.execute(sql.insert(audit).values(row))
