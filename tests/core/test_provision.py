@@ -150,7 +150,7 @@ def test_a_wrong_setting_is_named_and_keeps_out_no_other(
     assert len(plan.files) == 1
     (refused,) = plan.refused
     assert refused.exit_code == 4
-    with pytest.raises(provision.SettingError, match=message):
+    with pytest.raises(settings.SettingError, match=message):
         raise refused
 
 

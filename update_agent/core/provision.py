@@ -16,12 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from update_agent.core import document, settings
-from update_agent.core.settings import Fragment
-from update_agent.errors import HostError
-
-
-class SettingError(HostError):
-    """A setting is not what it should be: names it, says what was wanted."""
+from update_agent.core.settings import Fragment, SettingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +146,10 @@ def _signed_root(name: str, text: str) -> None:
 
 def _toml(name: str, text: str) -> None:
     try:
-        settings.check_each(
-            settings.merge([Fragment(origin=f"setting {name}", content=tomllib.loads(text))])
-        )
+        content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"setting {name} is no TOML: {error}") from error
-    except settings.SettingError as error:
-        raise SettingError(str(error), hint=error.hint) from error
+    settings.check_each(settings.merge([Fragment(origin=f"setting {name}", content=content)]))
 
 
 SETTINGS: dict[str, _Check] = {
