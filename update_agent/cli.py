@@ -7,7 +7,8 @@ traceback.
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from update_agent import __version__
@@ -45,6 +46,15 @@ def parser(program: str, description: str, epilog: str = "") -> ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return made
+
+
+def add_settings(command: ArgumentParser, folders: Iterable[Path]) -> None:
+    """Add --settings: what is read in place of the files in ``folders``."""
+    command.add_argument(
+        "--settings", type=Path, action="append", metavar="FOLDER",
+        help="read the *.toml files here; may be repeated, a later folder hides files of an earlier"
+        f" (default: {' '.join(map(str, folders))})",
+    )  # fmt: skip
 
 
 def argument(read: Callable[[str], T]) -> Callable[[str], T]:

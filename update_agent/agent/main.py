@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> ArgumentParser:
     """Return what the program can be told."""
     made = cli.parser(PROGRAM, "Keep this host up to date.", _EPILOG)
-    made.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
-                         help="read the *.toml files here (default: "
-                         + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    cli.add_settings(made, config.FOLDERS)
     made.add_argument("--state", type=Path, default=FOLDER, metavar="FOLDER",
                          help="what outlives the daemon (default: %(default)s)")  # fmt: skip
     made.set_defaults(run=run)

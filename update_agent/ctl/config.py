@@ -2,18 +2,15 @@
 
 import json
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
+from update_agent import cli
 from update_agent.core import settings
 from update_agent.host import config
 
 
 def add_options(verb: ArgumentParser) -> None:
     """Add the options of ``config``."""
-    verb.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
-                      help="read the *.toml files here; may be repeated, a later folder hides "
-                      "files of an earlier (default: "
-                      + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    cli.add_settings(verb, config.FOLDERS)
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=show)
 

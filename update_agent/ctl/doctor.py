@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from update_agent import cli
 from update_agent.core.settings import Settings, Strategy
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
@@ -75,9 +76,7 @@ Found = Iterator[tuple[Level, str, str | None]]
 def add_options(verb: ArgumentParser) -> None:
     """Add the options of ``doctor``."""
     verb.add_argument("--json", action="store_true", help="print JSON")
-    verb.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
-                      help="read the *.toml files here (default: "
-                      + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    cli.add_settings(verb, config.FOLDERS)
     verb.set_defaults(run=run)
 
 

@@ -95,9 +95,7 @@ def _verb(
     run: Callable[["Seat", Namespace], int],
 ) -> ArgumentParser:
     made: ArgumentParser = verbs.add_parser(name, help=what, description=f"{what.capitalize()}.")
-    made.add_argument("--settings", type=Path, action="append", metavar="FOLDER",
-                      help="read the *.toml files here (default: "
-                      + " ".join(map(str, config.FOLDERS)) + ")")  # fmt: skip
+    cli.add_settings(made, config.FOLDERS)
     made.set_defaults(run=lambda options: _seated(options, run))
     return made
 

@@ -66,10 +66,7 @@ def command() -> ArgumentParser:
         "--state", type=Path, default=STATE, metavar="FOLDER",
         help=f"what it remembers (default: {STATE})",
     )  # fmt: skip
-    made.add_argument(
-        "--settings", type=Path, action="append", metavar="FOLDER",
-        help="read the *.toml files here (default: " + " ".join(map(str, config.FOLDERS)) + ")",
-    )  # fmt: skip
+    cli.add_settings(made, config.FOLDERS)
     image = made.add_argument_group("instead of the host this runs on")
     image.add_argument("--disk", type=Path, metavar="FILE-OR-DEVICE", help="a disk or an image")
     image.add_argument("--booted", type=int, metavar="N", help="the partition that is booted there")
