@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from tests.bus import POLICY, ROOT
 from update_agent.agent.bus import GROUP
-from update_agent.agent.store import FOLDER
 from update_agent.host import bus, reboot
+from update_agent.host.paths import FOLDER
 
 UNITS = ROOT / "systemd/system"
 DAEMON = UNITS / "update-agentd.service"

@@ -31,13 +31,13 @@ from update_agent.agent.reboots import LocalReboots
 from update_agent.agent.reports import Reporter, Reporting, sender
 from update_agent.agent.repository import Repository
 from update_agent.agent.slots import WriterSlots
-from update_agent.agent.store import FOLDER, FileStore
+from update_agent.agent.store import FileStore
 from update_agent.agent.textfile import Textfile
 from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.version import Version
 from update_agent.errors import UpdateAgentError
-from update_agent.host import config, excerpt, identity
+from update_agent.host import config, excerpt, identity, paths
 from update_agent.host.outbox import Outbox
 from update_agent.host.systemd import Notifier, PriorityFormatter
 
@@ -87,7 +87,7 @@ def command() -> ArgumentParser:
     """Return what the program can be told."""
     made = cli.parser(PROGRAM, "Keep this host up to date.", _EPILOG)
     cli.add_settings(made, config.FOLDERS)
-    made.add_argument("--state", type=Path, default=FOLDER, metavar="FOLDER",
+    made.add_argument("--state", type=Path, default=paths.FOLDER, metavar="FOLDER",
                          help="what outlives the daemon (default: %(default)s)")  # fmt: skip
     made.set_defaults(run=run)
     return made
@@ -101,7 +101,7 @@ def run(options: Namespace) -> int:
         host=this_host(),
         settings=settings,
         store=FileStore(options.state),
-        slots=WriterSlots(settings, identity.clock, options.state / "trust"),
+        slots=WriterSlots(settings, identity.clock, options.state / paths.TRUST),
         group=group_id(),
         folder=options.state,
     )
@@ -207,7 +207,7 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
             each(daemon)
 
     return World(
-        releases=Repository(parts.settings, identity.clock, parts.folder / "trust"),
+        releases=Repository(parts.settings, identity.clock, parts.folder / paths.TRUST),
         slots=parts.slots,
         reboots=_reboots(parts, address),
         store=parts.store,

@@ -16,8 +16,6 @@ from update_agent.host.http import Limits, Network, Way
 from update_agent.host.offer import Offer, ask
 from update_agent.host.trust import TrustedRepository
 
-STATE = Path("/var/lib/update-agent/trust")
-
 _DEADLINE = 300.0
 """Seconds for everything together; it is a few kilobytes."""
 
@@ -25,9 +23,7 @@ _DEADLINE = 300.0
 class Repository:
     """The servers that the settings name, ``ports.Releases``; remembered in ``state``."""
 
-    def __init__(
-        self, settings: Settings, now: Callable[[], datetime], state: Path = STATE
-    ) -> None:
+    def __init__(self, settings: Settings, now: Callable[[], datetime], state: Path) -> None:
         self._settings = settings
         self._now = now
         self._state = state

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from update_agent.agent.ports import Installed, Progress, SlotView
-from update_agent.agent.repository import STATE, network_of, visit
+from update_agent.agent.repository import network_of, visit
 from update_agent.core import trust, wire
 from update_agent.core.lifecycle import Boot
 from update_agent.core.payload import GarbledError
@@ -43,7 +43,7 @@ class WriterSlots:
         self,
         settings: Settings,
         now: Callable[[], datetime],
-        state: Path = STATE,
+        state: Path,
         path: Path = writer.PATH,
     ) -> None:
         self._settings = settings

@@ -13,21 +13,19 @@ from pathlib import Path
 from update_agent.core import document, record
 from update_agent.core.record import Record
 from update_agent.errors import HostError
-from update_agent.host import files
+from update_agent.host import files, paths
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path("/var/lib/update-agent")
-FILE = "record.json"
 _ASIDE = "record.damaged.json"
 
 
 class FileStore:
     """The record in ``folder``, ``ports.Store``."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path = paths.FOLDER) -> None:
         self._folder = folder
-        self._file = folder / FILE
+        self._file = folder / paths.RECORD
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -20,9 +20,8 @@ from update_agent import cli
 from update_agent.core.settings import Settings, Strategy
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
-from update_agent.host import cgroup, config, identity, programs, writer
+from update_agent.host import cgroup, config, identity, paths, programs, writer
 
-STATE = Path("/var/lib/update-agent")
 SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 
 _ROOM = 64_000_000
@@ -57,7 +56,7 @@ class Host:
     """What the checks look at."""
 
     settings: Settings
-    state: Path = STATE
+    state: Path = paths.FOLDER
     writer: Path = writer.PATH
     health: Path = programs.HEALTH
     pre_reboot: Path = programs.PRE_REBOOT
@@ -190,7 +189,7 @@ def _clock(host: Host) -> Found:
     from update_agent.host.journal import Journal  # noqa: PLC0415
 
     now, least = host.now, _BUILT
-    journal = host.state / "trust" / "journal"
+    journal = host.state / paths.TRUST / "journal"
     if journal.exists():
         least = max(least, Journal(journal).high.time)
     if now < least:

@@ -8,15 +8,14 @@ from typing import Any
 from update_agent import cli
 from update_agent.core.release import Host
 from update_agent.core.rollout import RING
+from update_agent.core.settings import Update
 from update_agent.core.version import Version
 from update_agent.errors import HostError
-from update_agent.host import identity
+from update_agent.host import identity, paths
 from update_agent.host.http import Limits, Network, Way
 from update_agent.host.offer import Offer, ask
 from update_agent.host.trust import TrustedRepository
 
-ROOT = Path("/usr/share/update-agent/root.json")
-STATE = Path("/var/lib/update-agent/trust")
 _DEADLINE = 300.0
 """Seconds for everything together; it is a few kilobytes."""
 
@@ -25,11 +24,11 @@ def add_options(verb: ArgumentParser) -> None:
     """Add the options of ``offer``."""
     verb.add_argument("--repository", action="append", required=True, metavar="URL",
                       help="where the repository is; mirrors by repeating")  # fmt: skip
-    verb.add_argument("--root", type=Path, default=ROOT, metavar="FILE",
+    verb.add_argument("--root", type=Path, default=Path(Update().root), metavar="FILE",
                       help="the trusted root (default: %(default)s)")  # fmt: skip
     verb.add_argument("--channel", default="stable", metavar="NAME",
                       help="(default: %(default)s)")  # fmt: skip
-    verb.add_argument("--state", type=Path, default=STATE, metavar="FOLDER",
+    verb.add_argument("--state", type=Path, default=paths.FOLDER / paths.TRUST, metavar="FOLDER",
                       help="what the host remembers, so that nobody can offer it the past "
                       "(default: %(default)s)")  # fmt: skip
     verb.add_argument("--product", metavar="NAME", help="(default: IMAGE_ID in os-release)")

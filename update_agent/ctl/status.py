@@ -10,18 +10,17 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from update_agent import cli
 from update_agent.ctl.agent import Agent, NotRunningError, Properties, asked
 from update_agent.ctl.words import WIDTH, clock, iso, length, megabytes, row, time_of, when
 from update_agent.errors import HostError
-from update_agent.host import identity
+from update_agent.host import identity, paths
 from update_agent.host.bus import BusError
 
 PROGRAM = "update-agentctl"
-RECORD = Path("/var/lib/update-agent/record.json")
+RECORD = paths.FOLDER / paths.RECORD
 
 _RING = 10_000
 """Places of a rollout to a percent; ``core/rollout.py``."""

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import update_agent
+from update_agent.core.settings import Update
 from update_agent.errors import HostError
 from update_agent.host.root import read_root
 from update_agent.publish.debian import EPOCH
@@ -27,8 +28,8 @@ PROGRAMS = (
 )  # fmt: skip
 """What a host needs of our programs; making and publishing releases happens elsewhere."""
 
-TRUSTED_ROOT = Path("usr/share/update-agent/root.json")
-"""Where a host looks for it when nobody said otherwise (core/settings.py)."""
+TRUSTED_ROOT = Path(Update().root).relative_to("/")
+"""Where a host looks for it when nobody said otherwise."""
 
 _LEFT_OUT = ("publish", "server", "data", "man", "__pycache__")
 _SYSTEMD = {
