@@ -13,11 +13,10 @@ from update_agent import cli
 from update_agent.core import slot
 from update_agent.core.gpt import Geometry, Mbr, Table, TableError, Tables
 from update_agent.core.slot import SlotName, Slots
+from update_agent.ctl.main import PROGRAM
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host import udev
-
-PROGRAM = "update-agentctl"
 
 _GIB = 2**30
 

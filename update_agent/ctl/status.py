@@ -14,12 +14,12 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.ctl.agent import Agent, NotRunningError, Properties, asked
+from update_agent.ctl.main import PROGRAM
 from update_agent.ctl.words import WIDTH, clock, iso, length, megabytes, row, time_of, when
 from update_agent.errors import HostError
 from update_agent.host import identity, paths
 from update_agent.host.bus import BusError
 
-PROGRAM = "update-agentctl"
 RECORD = paths.FOLDER / paths.RECORD
 
 _RING = 10_000
