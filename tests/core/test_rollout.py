@@ -335,3 +335,14 @@ def test_percent_says_it_shortly() -> None:
     assert [percent(it) for it in (1, 100, 10_000, 125_000, RING)] == [
         "0.0001 %", "0.01 %", "1 %", "12.5 %", "100 %",
     ]  # fmt: skip
+
+
+def test_waves_are_counted_from_later_by_all_pauses() -> None:
+    once = THREE.pause(pause(2)).resume(at(5))
+    again = once.pause(pause(6))
+
+    assert THREE.zero(at(9)) == START
+    assert once.zero(at(5.5)) == once.zero(at(9)) == at(3)
+    assert again.zero(at(6)) == at(3)
+    assert again.zero(at(8)) == at(5)
+    assert again.resume(at(8)).zero(at(10)) == at(5)

@@ -89,6 +89,13 @@ class Rollout:
         """Return the seconds that the rollout has run."""
         return (self._until(now) - self.started).total_seconds() - self.held
 
+    def zero(self, now: datetime) -> datetime:
+        """Return from when the waves are counted: it was started then, had it never been paused.
+
+        As if a pause ended ``now``.
+        """
+        return self.started + timedelta(seconds=self.held) + (now - self._until(now))
+
     def opening(self, place: int) -> float | None:
         """Return when ``place`` opens on the rollout's clock, or None when no wave covers it."""
         first = 0

@@ -266,13 +266,11 @@ def _rollout_lines(found: Channel, now: datetime) -> Iterator[str]:
     rollout = found.rollout
     if rollout is None:
         return
-    since = rollout.started + timedelta(seconds=rollout.held)
     if rollout.paused:
         pause = rollout.paused
         yield f"  paused since {pause.since:%Y-%m-%d %H:%M} by {pause.author}: {pause.reason}"
-        since += max(timedelta(0), now - pause.since)
     for wave in rollout.waves:
-        opens = since + timedelta(seconds=wave.opens)
+        opens = rollout.zero(now) + timedelta(seconds=wave.opens)
         ends = opens + timedelta(seconds=wave.length)
         yield (
             f"  up to {percent(wave.share):>9}: {opens:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M}"

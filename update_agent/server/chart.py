@@ -18,9 +18,9 @@ _POINTS = 240
 Point = tuple[float, float]
 
 
-def planned(rollout: Rollout, paused_for: float) -> list[Point]:
+def planned(rollout: Rollout, now: float) -> list[Point]:
     """Return the plan of a rollout: (time, share offered), later by all its pauses."""
-    start = rollout.started.timestamp() + rollout.held + paused_for
+    start = rollout.zero(datetime.fromtimestamp(now, UTC)).timestamp()
     points: list[Point] = [(start, 0.0)]
     share = 0.0
     for wave in rollout.waves:

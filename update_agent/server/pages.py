@@ -168,8 +168,6 @@ def _curve(seen: api.View, history: list[tuple[int, str, int]], now: int) -> Mar
     it = seen.channel
     if it.rollout is None or it.version is None or seen.tally is None:
         return Markup()
-    pause = it.rollout.paused
-    paused_for = max(0.0, now - pause.since.timestamp()) if pause else 0.0
     totals: dict[int, int] = {}
     for time, _, hosts in history:
         totals[time] = totals.get(time, 0) + hosts
@@ -182,16 +180,14 @@ def _curve(seen: api.View, history: list[tuple[int, str, int]], now: int) -> Mar
     ran = [(started, ran[0][1] if ran else 0.0), *ran]
     if seen.tally.hosts:
         ran.append((float(now), seen.tally.running / seen.tally.hosts))
-    return Markup(chart.rollout(chart.planned(it.rollout, paused_for), ran, now))  # noqa: S704
+    return Markup(chart.rollout(chart.planned(it.rollout, now), ran, now))  # noqa: S704
 
 
 def _schedule(it: Channel, now: datetime) -> list[dict[str, object]]:
     """Return each wave with its times, if nothing else happens."""
     if it.rollout is None:
         return []
-    start = it.rollout.started + timedelta(seconds=it.rollout.held)
-    if it.rollout.paused:
-        start += max(timedelta(0), now - it.rollout.paused.since)
+    start = it.rollout.zero(now)
     return [
         {
             "share": wave.share,
