@@ -99,15 +99,9 @@ Answer = Callable[[Site, Call], object]
 
 def view(site: Site, it: Channel) -> View:
     """Return a channel with its figures."""
-    kept, now, tally = desk.current(site, it), site.now(), None
-    if it.version:
-        with site.database.read() as connection:
-            tally = figures.tally(
-                connection, it.channel, it.version.text, kept.budget,
-                since=kept.counted_from, now=int(now.timestamp()),
-            )  # fmt: skip
-    opened = it.rollout.share(now) if it.rollout else 0
-    return View(channel=it, open=opened, budget=kept.budget, tally=tally)
+    kept = desk.current(site, it)
+    opened = it.rollout.share(site.now()) if it.rollout else 0
+    return View(channel=it, open=opened, budget=kept.budget, tally=desk.tally(site, it, kept))
 
 
 def shares(it: Channel) -> tuple[int, ...]:

@@ -6,20 +6,20 @@ with what result is written down, also when it failed.
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Annotated
 
 import sqlalchemy as sql
 from msgspec import Meta
 
 from update_agent.core import document, plan
-from update_agent.core.budget import Budget
+from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import BY_WAVES, Change, Channel
 from update_agent.core.document import MAX_TEXT, DocumentError, Text, Time
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.publish import channels
 from update_agent.publish.repository import Repository
+from update_agent.server import figures
 from update_agent.server.site import Site
 from update_agent.server.tables import audit, rollouts, seconds
 
@@ -236,6 +236,17 @@ def _written(budget: Budget) -> str:
     return document.encode(budget).decode()
 
 
+def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
+    """Return how hosts stand with what the channel ``it`` offers, if it offers something."""
+    if it.version is None:
+        return None
+    with site.database.read() as connection:
+        return figures.tally(
+            connection, it.channel, it.version.text, kept.budget,
+            since=kept.counted_from, now=int(site.now().timestamp()),
+        )  # fmt: skip
+
+
 def current(site: Site, it: Channel) -> Account:
     """Return the account of what the channel ``it`` offers now, as of its newest promotion.
 
@@ -248,9 +259,5 @@ def current(site: Site, it: Channel) -> Account:
     if kept.version != it.version.text or kept.counted_from < started:
         return replace(kept, version=it.version.text, counted_from=started, halted=False)
     if kept.halted and not it.rollout.paused:
-        return replace(kept, counted_from=_now(site.now()), halted=False)
+        return replace(kept, counted_from=int(site.now().timestamp()), halted=False)
     return kept
-
-
-def _now(now: datetime) -> int:
-    return int(now.timestamp())

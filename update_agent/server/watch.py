@@ -15,7 +15,7 @@ import requests
 from starlette.concurrency import run_in_threadpool
 
 from update_agent.core import trust
-from update_agent.core.budget import Course, judge
+from update_agent.core.budget import Course, Verdict, judge
 from update_agent.core.channel import BY_WAVES, Channel
 from update_agent.core.trust import SIGNED_AT
 from update_agent.errors import UpdateAgentError
@@ -100,26 +100,16 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     pause = it.rollout.paused
     if pause and pause.author != BY_WAVES:
         return
-    now = site.now()
-    with site.database.read() as connection:
-        tally = figures.tally(
-            connection, it.channel, it.version.text, kept.budget,
-            since=kept.counted_from, now=int(now.timestamp()),
-        )  # fmt: skip
-    verdict = judge(kept.budget, it.version, it.rollout, tally, now, lead=_LEAD)
-    deed: desk.Deed | None = None
-    author = BY_WAVES
-    match verdict.course:
-        case Course.HALT:
-            deed, author = desk.Halt(reason=verdict.why), BY_BUDGET
-        case Course.HOLD if not pause:
-            deed = desk.Pause(reason=verdict.why)
-        case Course.GO if pause:
-            deed = desk.Open(reason="enough hosts run it")
+    tally = desk.tally(site, it, kept)
+    if tally is None:
+        return
+    verdict = judge(kept.budget, it.version, it.rollout, tally, site.now(), lead=_LEAD)
+    deed = _deed(verdict, held=pause is not None)
     if deed is None:
         return
-    edited = desk.act(site, it.channel, deed, author)
-    if isinstance(deed, desk.Halt):
+    halts = isinstance(deed, desk.Halt)
+    edited = desk.act(site, it.channel, deed, BY_BUDGET if halts else BY_WAVES)
+    if halts:
         desk.keep_count(site, it.channel, replace(kept, halted=True))
         site.meters.halts.inc()
     logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
@@ -127,6 +117,17 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
         tell(
             News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason)
         )
+
+
+def _deed(verdict: Verdict, *, held: bool) -> desk.Deed | None:
+    """Return what follows for a rollout, which waits for hosts when it is ``held``."""
+    match verdict.course:
+        case Course.HALT:
+            return desk.Halt(reason=verdict.why)
+        case Course.HOLD:
+            return None if held else desk.Pause(reason=verdict.why)
+        case Course.GO:
+            return desk.Open(reason="enough hosts run it") if held else None
 
 
 def refresh(site: Site) -> None:
