@@ -226,10 +226,7 @@ def _write(
     undone = slot.Undone()
     for _ in range(ROUNDS):
         batches = list(plan.batches(numbers))
-        for batch in batches:
-            if not batch.blob_length:
-                deliver(batch, bytearray())
-        blob.fetch([batch for batch in batches if batch.blob_length], deliver)
+        _deliver_all(batches, blob, deliver)
         undone = writer.settle()
         steps.done("write")
         if undone.refused:
@@ -246,6 +243,16 @@ def _write(
             steps.done("finish")
             return plan, writer.written
     raise _gave_up(target, undone)
+
+
+def _deliver_all(
+    batches: Sequence[Batch], blob: Blob, deliver: Callable[[Batch, bytearray], None]
+) -> None:
+    """Deliver ``batches``, first those that need no stored bytes."""
+    for batch in batches:
+        if not batch.blob_length:
+            deliver(batch, bytearray())
+    blob.fetch([batch for batch in batches if batch.blob_length], deliver)
 
 
 def _peak_memory() -> int:
