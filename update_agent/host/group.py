@@ -203,14 +203,11 @@ class Group:
                 self.unsure = False
                 self._help(found)
                 return None
-            self.races += 1
-            if not self._served(found, edited.ask):
-                self._wait_for_others(found, edited.ask, race, self._monotonic() - began)
-                found = self.look()
-            if self._served(found, edited.ask):
+            took = self._monotonic() - began
+            view = self._after_lost_race(found, edited.ask, race, took)
+            if self._served(view, edited.ask):
                 self.unsure = False
                 return None
-            view = found
         raise LostRacesError(
             f"lost {_RACES} races for the reboot slots of {self.name}",
             hint="the next try may win; 'update-agentctl lock status' shows who changes them",
@@ -328,6 +325,14 @@ class Group:
                     view = self._view(answer)
                     continue
             return  # who won goes on
+
+    def _after_lost_race(self, lost: View, ask: Ask | None, race: int, took: float) -> View:
+        """Return the group as it stands when others had their time, if they are to have it."""
+        self.races += 1
+        if self._served(lost, ask):
+            return lost
+        self._wait_for_others(lost, ask, race, took)
+        return self.look()
 
     def _wait_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> None:
         """Wait after a race that was lost in ``took`` seconds, if others are to have the time."""
