@@ -8,7 +8,7 @@ when that cannot be carried out; what is right by then is kept.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -267,12 +267,19 @@ class _Blob:
         self._log = log
 
     def fetch(self, spans: Sequence[Batch], deliver: Callable[[Batch, bytearray], None]) -> None:
-        """Name all ranges, and take them in any order; what was not named is refused unread."""
+        """Name all ranges, and take them in any order."""
         wanted: dict[tuple[int, int], list[Batch]] = {}
         for span in spans:
             wanted.setdefault((span.blob_offset, span.blob_length), []).append(span)
         for ranges, more in _in_parts(wanted):
             self._connection.send(Want(ranges=ranges, more=more))
+        while wanted:
+            which, data = self._one_of(wanted)
+            for span in wanted.pop(which):
+                deliver(span, data)
+
+    def _one_of(self, wanted: Container[tuple[int, int]]) -> tuple[tuple[int, int], bytearray]:
+        """Take the next range; what is not wanted is refused unread."""
 
         def admit(message: Message) -> int:
             if not isinstance(message, Stored):
@@ -281,12 +288,10 @@ class _Blob:
                 raise WireError(f"{message} comes, which is not wanted, or not any more")
             return message.length
 
-        while wanted:
-            message, data = self._connection.receive(GIFTS, admit, silence=self._seconds)
-            if not isinstance(message, Stored) or len(data) != message.length:
-                raise WireError(f"{message} comes with {len(data)} bytes")
-            for span in wanted.pop((message.offset, message.length)):
-                deliver(span, data)
+        message, data = self._connection.receive(GIFTS, admit, silence=self._seconds)
+        if not isinstance(message, Stored) or len(data) != message.length:
+            raise WireError(f"{message} comes with {len(data)} bytes")
+        return (message.offset, message.length), data
 
     def distrust(self, spans: Sequence[Batch]) -> None:
         """Tell the caller which ranges were wrong."""
