@@ -128,24 +128,11 @@ Judge = Callable[[Properties], str]
 
 
 def _follow(options: Namespace, method: str, judge: Judge, under_way: set[str] = _UNDER_WAY) -> int:
-    shown = _Line()
+    shown = _Line(quiet=options.json)
 
     async def follow(agent: Agent) -> Properties:
         await agent.call(method)
-        found: Properties = {}
-        try:
-            async for found in agent.changes():
-                if options.no_wait or found["State"] not in under_way:
-                    return found
-                if not options.json:
-                    shown.show(found)
-        except NotRunningError as error:
-            if found.get("State") == "rebooting":
-                return found  # it was ended by the reboot
-            raise NotRunningError(
-                f"{error} while this host was {found.get('State', 'asked')}", hint=error.hint
-            ) from error
-        raise RuntimeError("changes end with an error")
+        return await _until_over(agent, set() if options.no_wait else under_way, shown)
 
     try:
         found = asked(follow)
@@ -159,6 +146,23 @@ def _follow(options: Namespace, method: str, judge: Judge, under_way: set[str] =
         _print(options, found, "asked; see 'update-agentctl status --watch'")
         return 0
     return _judged(options, found, judge)
+
+
+async def _until_over(agent: Agent, under_way: set[str], shown: "_Line") -> Properties:
+    """Return what the daemon shows once its state is none of those ``under_way``."""
+    found: Properties = {}
+    try:
+        async for found in agent.changes():
+            if found["State"] not in under_way:
+                return found
+            shown.show(found)
+    except NotRunningError as error:
+        if found.get("State") == "rebooting":
+            return found  # it was ended by the reboot
+        raise NotRunningError(
+            f"{error} while this host was {found.get('State', 'asked')}", hint=error.hint
+        ) from error
+    raise RuntimeError("changes end with an error")
 
 
 def _judged(options: Namespace, found: Properties, judge: Judge) -> int:
@@ -236,12 +240,15 @@ def _rewritable() -> bool:
 class _Line:
     """What is shown while waiting: a line that is rewritten, or lines where that cannot be."""
 
+    quiet: bool = False
     rewritten: bool = field(default_factory=_rewritable)
     _last: tuple[str, int] = ("", -1)
     _open: bool = False
 
     def show(self, found: Properties) -> None:
         """Show how far it is, on stderr: stdout is for what becomes of it."""
+        if self.quiet:
+            return
         progress = found["Progress"]
         line = f"{found['State']} {found['TargetVersion']}".rstrip()
         if progress:
