@@ -29,6 +29,8 @@ T = TypeVar("T")
 Format = Literal[1]
 """Which set of rules a document follows."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Id = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""32 hexadecimal digits, as a machine id has them: of a host, an attempt, a wish."""
 NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME}\Z")]
 """Of a product, channel or architecture: safe as a part of a path, a URL, a key, a label."""

@@ -16,7 +16,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from update_agent.core import document
-from update_agent.core.document import DocumentError, Format, Sha256, Size, Text, Time
+from update_agent.core.document import DocumentError, Format, Id, Sha256, Size, Text, Time
 from update_agent.core.lifecycle import Event, Goal, State
 from update_agent.core.reason import Wait
 from update_agent.core.version import Version
@@ -24,8 +24,6 @@ from update_agent.core.version import Version
 MAX_SIZE = 256 * 1024
 _HISTORY = 50
 _FAILED = 50
-
-AttemptId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
 
 class Outcome(StrEnum):
@@ -51,7 +49,7 @@ OUTCOMES = {
 class Attempt:
     """One try to come from one release to another, from the offer to the confirmed boot."""
 
-    id: AttemptId
+    id: Id
     running: Version
     """What the host ran when it began."""
     version: Version

@@ -16,8 +16,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from update_agent.core import document
-from update_agent.core.document import Count, DocumentError, Format, Name, Size, Text, Time
-from update_agent.core.record import AttemptId
+from update_agent.core.document import Count, DocumentError, Format, Id, Name, Size, Text, Time
 from update_agent.core.rollout import RING
 from update_agent.core.version import Version
 
@@ -26,8 +25,6 @@ MAX_SIZE = 256 * 1024
 MAX_REPORTS = 100
 """Reports in a batch."""
 
-Id = AttemptId
-"""32 hexadecimal digits."""
 Code = Annotated[str, Meta(pattern=r"\A[a-z][a-z-]{0,39}\Z")]
 """A state, reason or outcome."""
 Short = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]

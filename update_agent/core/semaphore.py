@@ -35,7 +35,7 @@ import msgspec
 from msgspec import Meta
 
 from update_agent.core import document
-from update_agent.core.document import DocumentError, Format, Name, Text, Time
+from update_agent.core.document import DocumentError, Format, Id, Name, Text, Time
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.version import Version
 from update_agent.errors import HostError
@@ -46,9 +46,9 @@ MAX_SLOTS = 10_000
 _MAX_WISH = 100_000
 """Bytes."""
 
-HostId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+HostId = Id
 """A machine id."""
-Nonce = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Nonce = Id
 """Made by a host for one wish to reboot, and on its disk before anybody else hears of it."""
 Labels = Annotated[Mapping[Name, Text], Meta(max_length=20)]
 Rest = Mapping[str, Any]

@@ -234,14 +234,11 @@ class Range:
     blob_length: Annotated[int, Meta(ge=1, le=MAX_RANGE)]
 
 
-_Ranges = Annotated[tuple[tuple[Size, Size], ...], Meta(max_length=MAX_RANGES)]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
-    """Give these ranges of the blob, (offset, length), in any order; ``more`` are being named."""
+class _Ranges:
+    """Ranges of the blob, (offset, length); ``more`` are being named."""
 
-    ranges: _Ranges
+    ranges: Annotated[tuple[tuple[Size, Size], ...], Meta(max_length=MAX_RANGES)]
     more: bool = False
 
     def each(self) -> list[Range]:
@@ -250,15 +247,13 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Distrust:
+class Want(_Ranges):
+    """Give these ranges, in any order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distrust(_Ranges):
     """These ranges came with wrong bytes: take them from elsewhere when they are wanted again."""
-
-    ranges: _Ranges
-    more: bool = False
-
-    def each(self) -> list[Range]:
-        """Return the ranges."""
-        return [Range(blob_offset=offset, blob_length=length) for offset, length in self.ranges]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from update_agent.core import document
-from update_agent.core.document import DocumentError, Size
-from update_agent.core.report import Id, Report
+from update_agent.core.document import DocumentError, Id, Size
+from update_agent.core.report import Report
 from update_agent.errors import HostError
 from update_agent.host import files
 
