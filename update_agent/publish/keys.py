@@ -54,6 +54,8 @@ from update_agent.errors import HostError
 from update_agent.host import files
 
 RING = "keyring.json"
+KEYS = "UPDATE_PUBLISH_KEYS"
+"""The environment variable with the folders of rings, colons between."""
 PASSPHRASE = "UPDATE_PUBLISH_PASSPHRASE"  # noqa: S105  the name of a variable
 """The environment variable that answers where nobody can be asked."""
 
@@ -231,6 +233,11 @@ class Entry:
 class _Ring:
     format: Format = 1
     keys: tuple[Entry, ...] = ()
+
+
+def named_folders() -> list[Path]:
+    """Return the folders of rings that the environment names."""
+    return [Path(part) for part in os.environ.get(KEYS, "").split(":") if part]
 
 
 class Keyring:

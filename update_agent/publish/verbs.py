@@ -21,15 +21,14 @@ from update_agent.core import document, plan
 from update_agent.core.document import MAX_TEXT
 from update_agent.core.units import UnitError
 from update_agent.core.version import Version
-from update_agent.publish.keys import Keyring
+from update_agent.publish.keys import KEYS, Keyring, named_folders
 from update_agent.publish.repository import Committed, Repository, Waiting
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 REPOSITORY = "UPDATE_PUBLISH_REPOSITORY"
-KEYS = "UPDATE_PUBLISH_KEYS"
-"""Environment variables that stand for --repository and --keys, the latter with colons between."""
+"""The environment variable that stands for --repository, as ``KEYS`` stands for --keys."""
 
 
 def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
@@ -70,8 +69,7 @@ def keyring(options: Namespace) -> Keyring:
     """Return the key rings that the options name; none for verbs that only look."""
     if not hasattr(options, "keys"):
         return Keyring([])
-    named = [Path(part) for part in os.environ.get(KEYS, "").split(":") if part]
-    return Keyring(options.keys or named or [Path.home() / ".config" / "update-publish"])
+    return Keyring(options.keys or named_folders() or [Path.home() / ".config" / "update-publish"])
 
 
 def opened(options: Namespace, *, begun: bool = False) -> Repository:

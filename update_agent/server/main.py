@@ -19,6 +19,7 @@ from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.host import files
 from update_agent.host.systemd import passed_socket, passes_socket
+from update_agent.publish.keys import KEYS, named_folders
 from update_agent.server import api, pages, tables
 from update_agent.server.app import application
 from update_agent.server.gauges import Gauges
@@ -30,9 +31,8 @@ from update_agent.server.tokens import Role, Token, Tokens
 from update_agent.server.watch import watch, webhook
 
 PROGRAM = "update-server"
-KEYS = "UPDATE_PUBLISH_KEYS"
 DATABASE = "UPDATE_SERVER_DATABASE"
-"""Environment variables that stand for --keys, with colons between, and --database."""
+"""The environment variable that stands for --database, as ``KEYS`` stands for --keys."""
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 10
@@ -98,10 +98,9 @@ def _add_database(verb: ArgumentParser) -> None:
 
 def _add_serve(verb: ArgumentParser) -> None:
     _add_database(verb)
-    named = [Path(part) for part in os.environ.get(KEYS, "").split(":") if part]
     verb.add_argument("--repository", type=Path, required=True, metavar="FOLDER",
                       help="what update-publish writes")  # fmt: skip
-    verb.add_argument("--keys", type=Path, action="append", metavar="FOLDER", default=named,
+    verb.add_argument("--keys", type=Path, action="append", metavar="FOLDER",
                       help="a ring with the online keys; may be repeated. Without one, this server"
                       f" steers nothing (default: ${KEYS})")  # fmt: skip
     verb.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
@@ -192,9 +191,10 @@ def run_serve(options: Namespace) -> int:
     database = database_of(options)
     tokens = Tokens(database)
     _print_first_tokens(tokens)
-    now = lambda: datetime.now(UTC)  # noqa: E731
+    now = partial(datetime.now, UTC)
     site = Site(
-        folder=options.repository, keys=tuple(options.keys), database=database, tokens=tokens,
+        folder=options.repository, keys=tuple(options.keys or named_folders()),
+        database=database, tokens=tokens,
         intake=Intake(database, now), now=now,
         rates=Rates(options.report_rate or float("inf")),
     )  # fmt: skip
