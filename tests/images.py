@@ -17,7 +17,7 @@ import pytest
 from update_agent.core import payload
 from update_agent.core.payload import Batch, Index, Totals
 from update_agent.host.device import Device
-from update_agent.host.install import Report, Source
+from update_agent.host.install import Done, Source
 from update_agent.host.install import install as apply_install
 from update_agent.publish.payload import Made, make
 from update_agent.publish.seal import seal
@@ -189,7 +189,7 @@ def install(
     *sources: Source,
     booted: Device | None = None,
     booted_index: Index | None = None,
-) -> Report:
+) -> Done:
     """Install as ``update-agent-image apply`` does."""
     return apply_install(
         target, sources, booted=booted, booted_index=booted_index, progress=Silence()

@@ -81,7 +81,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Done:
     """What was done, in bytes and seconds."""
 
     payload: str
@@ -129,7 +129,7 @@ def install(
     booted: Device | None,
     booted_index: Index | None,
     progress: Progress,
-) -> Report:
+) -> Done:
     """Put the first of ``sources`` into ``target`` that can be made from what ``booted`` holds.
 
     A delta payload gives way to the next source when the booted slot is not, or no longer, what it
@@ -148,7 +148,7 @@ def install(
                     raise
             else:
                 totals = plan.totals()
-                return Report(
+                return Done(
                     payload=source.name,
                     totals=totals,
                     saved=max(it.index.stored_size for it in sources) - totals.fetch,

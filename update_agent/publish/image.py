@@ -24,7 +24,7 @@ from update_agent.host import install as installing
 from update_agent.host.device import Device, open_device
 from update_agent.host.download import Download, NoMirrorError
 from update_agent.host.http import HttpError, Limits, Network, Way, get
-from update_agent.host.install import Report, Source
+from update_agent.host.install import Done, Source
 from update_agent.publish import seal as sealing
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _count(text: str) -> int:
 
 
 def apply(options: Namespace) -> int:
-    """Put a payload into a slot and report on it."""
+    """Put a payload into a slot and say what was done."""
     if options.full and options.sha256 and not options.full_sha256:
         options.wrong_usage("--full with --sha256 needs --full-sha256: else it is not checked")
     network = Network(
@@ -200,10 +200,10 @@ def apply(options: Namespace) -> int:
             _read(options.source_index), options.source_index
         )
         with _Bar(fetch_rate=fetch_rate, quiet=options.json) as bar:
-            report = installing.install(
+            done = installing.install(
                 target, sources, booted=booted, booted_index=booted_index, progress=bar
             )
-    result = {**_as_json(report, network), "expected_seconds": round(bar.expected, 3)}
+    result = {**_as_json(done, network), "expected_seconds": round(bar.expected, 3)}
     print(json.dumps(result) if options.json else _as_text(result))
     return 0
 
@@ -325,19 +325,19 @@ class _Bar:
         self._bar.update(done - self._bar.n)
 
 
-def _as_json(report: Report, network: Network) -> dict[str, Any]:
-    totals = report.totals
+def _as_json(done: Done, network: Network) -> dict[str, Any]:
+    totals = done.totals
     return {
-        "payload": report.payload,
+        "payload": done.payload,
         "fetched_bytes": network.fetched,
-        "saved_bytes": report.saved,
+        "saved_bytes": done.saved,
         "copied_bytes": totals.copy,
         "kept_bytes": totals.keep,
         "zero_bytes": totals.zero,
-        "written_bytes": report.written,
-        "seconds": round(report.seconds, 3),
-        "seconds_by_step": {step: round(took, 3) for step, took in report.seconds_by_step.items()},
-        "peak_memory_bytes": report.peak_memory,
+        "written_bytes": done.written,
+        "seconds": round(done.seconds, 3),
+        "seconds_by_step": {step: round(took, 3) for step, took in done.seconds_by_step.items()},
+        "peak_memory_bytes": done.peak_memory,
     }
 
 

@@ -108,7 +108,7 @@ class Installation:
             slots.open(pair.booted) as booted,
         ):
             self._log.info("slot %s is retired and will be written", pair.other.name)
-            report, reference = self._write(
+            done, reference = self._write(
                 _Task(
                     release=proven.release,
                     target=governor.paced(device),
@@ -119,7 +119,7 @@ class Installation:
             verified = self._verified(proven.release, pair)
             slots.memory.remember(verified)
         self._log.info("slot %s holds %s, verified", verified.slot, verified.version)
-        return _installed(verified, reference, report, proven.release)
+        return _installed(verified, reference, done, proven.release)
 
     def _verified(self, release: Release, pair: Pair) -> Verified:
         return Verified(
@@ -167,18 +167,18 @@ class Installation:
 
     # Writing -------------------------------------------------------------------------------------
 
-    def _write(self, task: "_Task") -> tuple[install.Report, PayloadReference]:
+    def _write(self, task: "_Task") -> tuple[install.Done, PayloadReference]:
         *deltas, full = _payloads(task.release, task.booted)
         for reference in deltas:
             try:
-                report = self._write_payload(task, reference)
+                done = self._write_payload(task, reference)
             except SourceError as error:
                 self._log.warning("the delta payload cannot be used: %s", error)
             else:
-                return report, reference
+                return done, reference
         return self._write_payload(task, full), full
 
-    def _write_payload(self, task: "_Task", reference: PayloadReference) -> install.Report:
+    def _write_payload(self, task: "_Task", reference: PayloadReference) -> install.Done:
         release = task.release
         index = payload.decode(self._index(reference))
         if index.root_hash.hex() != release.root_hash or index.image_size != release.image_size:
@@ -238,16 +238,16 @@ def _payloads(release: Release, booted: Device) -> Iterator[PayloadReference]:
 
 
 def _installed(
-    verified: Verified, reference: PayloadReference, report: install.Report, release: Release
+    verified: Verified, reference: PayloadReference, done: install.Done, release: Release
 ) -> Installed:
     return Installed(
         verified=verified,
         payload=reference.index_sha256,
-        fetched=report.totals.fetch,
-        saved=max(0, release.full.stored_size - report.totals.fetch),
-        written=report.written,
-        milliseconds={it: round(took * 1000) for it, took in report.seconds_by_step.items()},
-        peak_memory=report.peak_memory,
+        fetched=done.totals.fetch,
+        saved=max(0, release.full.stored_size - done.totals.fetch),
+        written=done.written,
+        milliseconds={it: round(took * 1000) for it, took in done.seconds_by_step.items()},
+        peak_memory=done.peak_memory,
     )
 
 
