@@ -2,16 +2,13 @@
 
 import json
 import os
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-
-from tqdm import tqdm
 
 from update_agent import cli
 from update_agent.publish import cli_channel, cli_release, cli_repository, payload
+from update_agent.publish.verbs import Bars
 
 _EPILOG = """\
 from nothing to a release on its way (the order of a first day):
@@ -66,20 +63,13 @@ def _add_payload(verb: ArgumentParser) -> None:
     verb.set_defaults(run=make)
 
 
-def _advance(bar: "tqdm[NoReturn]", size: int) -> None:
-    bar.update(size)
-
-
 def make(options: Namespace) -> int:
     """Make a payload and say how large it is."""
-    with tqdm(
-        unit="B", unit_scale=True, disable=options.json or None, file=sys.stderr, desc="chunks"
-    ) as bar:
-        if options.image.exists():
-            bar.total = options.image.stat().st_size
+    with Bars(quiet=options.json) as bars:
+        bars.begin("chunks", options.image.stat().st_size if options.image.exists() else 0)
         made = payload.make(
             options.image, options.output,
-            source=options.source, level=options.level, progress=lambda size: _advance(bar, size),
+            source=options.source, level=options.level, progress=bars.advance,
         )  # fmt: skip
     sizes = {"index": made.index.stat().st_size, "blob": made.blob.stat().st_size}
     if options.json:
