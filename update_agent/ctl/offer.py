@@ -10,6 +10,7 @@ from update_agent.core.release import Host
 from update_agent.core.rollout import RING
 from update_agent.core.settings import Update
 from update_agent.core.version import Version
+from update_agent.ctl.words import iso
 from update_agent.errors import HostError
 from update_agent.host import identity, paths
 from update_agent.host.http import Limits, Network, Way
@@ -91,13 +92,12 @@ def _running() -> tuple[str, str]:
 def _plain(offer: Offer, host: Host) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "offer": None, "product": host.product, "running": str(host.version), "place": offer.place,
-        "reason": None, "time": f"{offer.time:%Y-%m-%dT%H:%M:%SZ}",
+        "reason": None, "time": iso(offer.time),
     }  # fmt: skip
     if offer.wait:
-        until = offer.wait.until
         plain["reason"] = {
             "code": offer.wait.reason, "sentence": offer.wait.sentence, "ends": offer.wait.ends,
-            "until": until and f"{until:%Y-%m-%dT%H:%M:%SZ}",
+            "until": iso(offer.wait.until),
         }  # fmt: skip
     if offer.release:
         plain["offer"] = {
