@@ -13,15 +13,12 @@ boot flags on it. Held, with a judge that shares no code with ``update_agent``:
     python -m tests.fuzz.gpt --count 1000000 --seed 1
 """
 
-import argparse
 import functools
-import multiprocessing
 import struct
 import sys
-import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -36,12 +33,13 @@ from tests.disks import (
     MemoryDisk,
     healthy,
 )
+from tests.fuzz import search
 from update_agent.core.gpt import Copy
 from update_agent.core.slot import BootFlags, SlotName, Slots
 from update_agent.errors import HostError
 from update_agent.host.disk import change_slots, read_tables
 
-CHUNK = 500
+PART = 500
 """Disks that a worker tries before it tells."""
 
 OURS = 0x01FF << 48
@@ -325,54 +323,25 @@ def _flags(random: Random) -> BootFlags:
 # The program -------------------------------------------------------------------------------------
 
 
-def chunk(task: tuple[int, int, int]) -> tuple[Counter[str], int]:
-    """Try ``count`` disks of a chunk. A failure names the seed that repeats it."""
-    seed, index, count = task
-    outcomes: Counter[str] = Counter()
-    sectors = 0
-    for number in range(count):
-        name = f"{seed}:{index}:{number}"
-        try:
-            outcome, written = one(Random(name))  # noqa: S311 - must repeat, need not be secret
-        except Exception as error:
-            error.add_note(f"repeat it with: python -m tests.fuzz.gpt --repeat {name}")
-            raise
-        outcomes[outcome] += 1
-        sectors += written
-    return outcomes, sectors
+def counted(random: Random) -> Counter[str]:
+    outcome, written = one(random)
+    return Counter({outcome: 1, _SECTORS: written})
 
 
-def tasks(seed: int, count: int) -> Iterator[tuple[int, int, int]]:
-    for index, start in enumerate(range(0, count, CHUNK)):
-        yield seed, index, min(CHUNK, count - start)
+_SECTORS = "sectors"
+"""Is counted beside the outcomes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.gpt",
-        description="Flip boot flags on random partition tables; fails on a broken promise.",
-    )
-    parser.add_argument("--count", type=int, default=100_000, help="disks to try (default 100000)")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed tries the same disks")
-    parser.add_argument("--repeat", metavar="NAME", help="try the one disk that a failure named")
-    options = parser.parse_args(argv)
+    about = "Flip boot flags on random partition tables; fails on a broken promise."
+    options = search.parser("tests.fuzz.gpt", about, "disks", count=100_000).parse_args(argv)
     if options.repeat:
-        print(*one(Random(options.repeat)))  # noqa: S311 - must repeat, need not be secret
+        print(*one(Random(options.repeat)))  # noqa: S311  must repeat, need not be secret
         return 0
-    outcomes: Counter[str] = Counter()
-    sectors = 0
-    began = time.monotonic()
-    with multiprocessing.Pool() as pool:
-        for some, written in pool.imap_unordered(chunk, tasks(options.seed, options.count)):
-            outcomes += some
-            sectors += written
-            per_second = outcomes.total() / (time.monotonic() - began)
-            progress = f"\r{outcomes.total():,} of {options.count:,} disks, {per_second:,.0f}/s "
-            print(progress, end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(f"{outcomes.total():,} disks, {sectors:,} written sectors checked, 0 promises broken")
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10,}  {outcome}")
+    outcomes = search.searched(counted, options, part=PART)
+    sectors = outcomes.pop(_SECTORS, 0)
+    disks = f"{outcomes.total():,} disks, {sectors:,} written sectors checked"
+    search.tell(outcomes, f"{disks}, 0 promises broken")
     return 0
 
 

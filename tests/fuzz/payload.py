@@ -12,15 +12,12 @@ that reads the bytes itself:
     python -m tests.fuzz.payload --count 200000 --seed 1
 """
 
-import argparse
-import multiprocessing
 import struct
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
+from tests.fuzz import search
 from update_agent.core import payload
 from update_agent.core.payload import NO_HASH, Chunk, Index, Operation, PayloadError
 
@@ -204,46 +201,14 @@ def one(random: Random) -> str:
 # The program -------------------------------------------------------------------------------------
 
 
-def part(task: tuple[int, int, int]) -> Counter[str]:
-    """Try ``count`` indexes of a part. A failure names the seed that repeats it."""
-    seed, index, count = task
-    outcomes: Counter[str] = Counter()
-    for number in range(count):
-        name = f"{seed}:{index}:{number}"
-        try:
-            outcomes[one(Random(name))] += 1  # noqa: S311 - must repeat, need not be secret
-        except Exception as error:
-            error.add_note(f"repeat it with: python -m tests.fuzz.payload --repeat {name}")
-            raise
-    return outcomes
-
-
-def tasks(seed: int, count: int) -> Iterator[tuple[int, int, int]]:
-    for index, start in enumerate(range(0, count, PART)):
-        yield seed, index, min(PART, count - start)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.payload",
-        description="Decode garbled payload indexes; fails on a broken promise.",
-    )
-    parser.add_argument("--count", type=int, default=100_000, help="to try (default 100000)")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed tries the same indexes")
-    parser.add_argument("--repeat", metavar="NAME", help="try the one index that a failure named")
-    options = parser.parse_args(argv)
+    about = "Decode garbled payload indexes; fails on a broken promise."
+    options = search.parser("tests.fuzz.payload", about, "indexes", count=100_000).parse_args(argv)
     if options.repeat:
-        print(one(Random(options.repeat)))  # noqa: S311 - must repeat, need not be secret
+        print(search.repeated(one, options.repeat))
         return 0
-    outcomes: Counter[str] = Counter()
-    began = time.monotonic()
-    with multiprocessing.Pool() as pool:
-        for some in pool.imap_unordered(part, tasks(options.seed, options.count)):
-            outcomes += some
-    seconds = time.monotonic() - began
-    print(f"{outcomes.total():,} indexes in {seconds:.0f} s, 0 promises broken")
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10,}  {outcome}")
+    outcomes = search.searched(one, options, part=PART)
+    search.tell(outcomes, f"{outcomes.total():,} indexes, 0 promises broken")
     return 0
 
 

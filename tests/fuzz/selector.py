@@ -10,19 +10,16 @@ the same end.
     python -m tests.fuzz.selector --count 100000 --asan
 """
 
-import argparse
-import multiprocessing
 import os
 import re
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
 from tests.disks import MemoryDisk
 from tests.fuzz import gpt as tables
+from tests.fuzz import search
 from tests.selector import model, native
 from tests.selector.model import FAULTS, Recorded, StartedError
 from tests.selector.native import Fault, Refusal, Selector
@@ -31,7 +28,7 @@ from update_agent.core.gpt import Copy, TableError
 from update_agent.core.slot import BootFlags, SlotName, Slots
 from update_agent.host.disk import read_tables
 
-CHUNK = 500
+PART = 500
 """Disks that a worker tries before it tells."""
 
 _OF_PARTITION = re.compile(r"partition (\d+) (\w+)")
@@ -179,55 +176,21 @@ def _boot(start: Callable[[Attempt], object], ends: dict[SlotName, str]) -> list
 # The program -------------------------------------------------------------------------------------
 
 
-def chunk(task: tuple[int, int, int]) -> Counter[str]:
-    """Try ``count`` disks of a chunk. A failure names the seed that repeats it."""
-    seed, index, count = task
-    outcomes: Counter[str] = Counter()
-    for number in range(count):
-        name = f"{seed}:{index}:{number}"
-        try:
-            outcomes[one(Random(name))] += 1  # noqa: S311 - must repeat, need not be secret
-        except Exception as error:
-            error.add_note(f"repeat it with: python -m tests.fuzz.selector --repeat {name}")
-            raise
-    return outcomes
-
-
-def tasks(seed: int, count: int) -> Iterator[tuple[int, int, int]]:
-    for index, start in enumerate(range(0, count, CHUNK)):
-        yield seed, index, min(CHUNK, count - start)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.selector",
-        description="Hold the selector in C against Python on random tables; fails on a mismatch.",
-    )
-    parser.add_argument("--count", type=int, default=100_000, help="disks to try (default 100000)")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed tries the same disks")
+    about = "Hold the selector in C against Python on random tables; fails on a mismatch."
+    parser = search.parser("tests.fuzz.selector", about, "disks", count=100_000)
     parser.add_argument("--asan", action="store_true", help="watch the C side with ASan as well")
-    parser.add_argument("--repeat", metavar="NAME", help="try the one disk that a failure named")
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(words)
     if options.asan and "LD_PRELOAD" not in os.environ:
         command = [sys.executable, "-m", "tests.fuzz.selector", *words]
         os.execve(sys.executable, command, dict(native.under_asan()))  # noqa: S606  itself again
     if options.repeat:
-        print(one(Random(options.repeat)))  # noqa: S311 - must repeat, need not be secret
+        print(search.repeated(one, options.repeat))
         return 0
     native.library()
-    outcomes: Counter[str] = Counter()
-    began = time.monotonic()
-    with multiprocessing.Pool() as pool:
-        for some in pool.imap_unordered(chunk, tasks(options.seed, options.count)):
-            outcomes += some
-            per_second = outcomes.total() / (time.monotonic() - began)
-            progress = f"\r{outcomes.total():,} of {options.count:,} disks, {per_second:,.0f}/s "
-            print(progress, end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(f"{outcomes.total():,} disks, 0 mismatches between C and Python")
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10,}  {outcome}")
+    outcomes = search.searched(one, options, part=PART)
+    search.tell(outcomes, f"{outcomes.total():,} disks, 0 mismatches between C and Python")
     return 0
 
 

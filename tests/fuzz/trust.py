@@ -11,13 +11,9 @@ does. What was garbled is mostly signed again by the keys of its role: keys can 
     python -m tests.fuzz.trust --count 20000 --seed 1
 """
 
-import argparse
 import copy
 import json
-import multiprocessing
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
@@ -25,6 +21,7 @@ from typing import Any
 import pytest
 from tuf.api.metadata import Root, Snapshot, Timestamp
 
+from tests.fuzz import search
 from tests.lies import BELOW_ROOT, NAMES, NOW, Client, Simulator, memory, sign_plain
 from update_agent.core import channel, release, trust
 from update_agent.core.reason import Wait
@@ -313,51 +310,19 @@ def recover(sim: Simulator, honest: Simulator, client: Client, what: str) -> Non
 # The program -------------------------------------------------------------------------------------
 
 
-def part(task: tuple[int, int, int]) -> Counter[str]:
-    """Try ``count`` repositories of a part. A failure names the seed that repeats it."""
-    seed, index, count = task
-    outcomes: Counter[str] = Counter()
-    for number in range(count):
-        name = f"{seed}:{index}:{number}"
-        try:
-            outcomes[repeat(name)] += 1
-        except Exception as error:
-            error.add_note(f"repeat it with: python -m tests.fuzz.trust --repeat {name}")
-            raise
-    return outcomes
-
-
-def repeat(name: str) -> str:
+def alone(random: Random) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        return one(Random(name), patch)  # noqa: S311 - must repeat, need not be secret
-
-
-def tasks(seed: int, count: int) -> Iterator[tuple[int, int, int]]:
-    for index, start in enumerate(range(0, count, PART)):
-        yield seed, index, min(PART, count - start)
+        return one(random, patch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.trust",
-        description="Look at garbled repositories; fails on a broken promise.",
-    )
-    parser.add_argument("--count", type=int, default=5_000, help="to try (default 5000)")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed garbles the same")
-    parser.add_argument("--repeat", metavar="NAME", help="try the one that a failure named")
-    options = parser.parse_args(argv)
+    about = "Look at garbled repositories; fails on a broken promise."
+    options = search.parser("tests.fuzz.trust", about, "repositories", count=5_000).parse_args(argv)
     if options.repeat:
-        print(repeat(options.repeat))
+        print(search.repeated(alone, options.repeat))
         return 0
-    outcomes: Counter[str] = Counter()
-    began = time.monotonic()
-    with multiprocessing.Pool() as pool:
-        for some in pool.imap_unordered(part, tasks(options.seed, options.count)):
-            outcomes += some
-    seconds = time.monotonic() - began
-    print(f"{outcomes.total():,} repositories in {seconds:.0f} s, 0 promises broken")
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10,}  {outcome}")
+    outcomes = search.searched(alone, options, part=PART)
+    search.tell(outcomes, f"{outcomes.total():,} repositories, 0 promises broken")
     return 0
 
 

@@ -13,9 +13,7 @@ to a writer of a real disk image. Held after each:
     python -m tests.fuzz.writer --count 20000 --seed 1
 """
 
-import argparse
 import logging
-import multiprocessing
 import select
 import socket
 import struct
@@ -23,13 +21,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests import hosts, images
+from tests.fuzz import search
 from tests.hosts import A_AT, B_AT, SLOT_SIZE, V2, Fleet, World
 from update_agent.core import wire
 from update_agent.core.slot import BootFlags
@@ -48,7 +46,6 @@ from update_agent.core.wire import (
     Stored,
     Want,
 )
-from update_agent.errors import UpdateAgentError
 from update_agent.host.wire import Connection, GoneError
 from update_agent.writer import memory
 from update_agent.writer.session import converse
@@ -345,49 +342,23 @@ def prepare(folder: Path, fleet: Fleet) -> None:
     _judges[0] = Judge(own, fleet)
 
 
-def part(task: tuple[int, int, int]) -> Counter[str]:
-    """Try the conversations of a part. A failure names the seed that repeats it."""
-    seed, index, count = task
-    outcomes: Counter[str] = Counter()
-    for number in range(count):
-        name = f"{seed}:{index}:{number}"
-        try:
-            outcomes[_judges[0].try_one(Random(name))] += 1  # noqa: S311 - must repeat
-        except (BrokenPromiseError, UpdateAgentError) as error:
-            error.add_note(f"repeat it with: python -m tests.fuzz.writer --repeat {name}")
-            raise
-    return outcomes
-
-
-def tasks(seed: int, count: int) -> Iterator[tuple[int, int, int]]:
-    for index, start in enumerate(range(0, count, PART)):
-        yield seed, index, min(PART, count - start)
+def one(random: Random) -> str:
+    return _judges[0].try_one(random)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.writer",
-        description="Say garbled conversations to the writer; fails on a broken promise.",
-    )
-    parser.add_argument("--count", type=int, default=10_000, help="to try (default 10000)")
-    parser.add_argument("--seed", type=int, default=1, help="the same seed says the same")
-    parser.add_argument("--repeat", metavar="NAME", help="try the one that a failure named")
+    about = "Say garbled conversations to the writer; fails on a broken promise."
+    parser = search.parser("tests.fuzz.writer", about, "conversations", count=10_000)
     options = parser.parse_args(argv)
-    began = time.monotonic()
-    outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder:
         fleet = hosts.publish(Path(folder, "fleet"), images.make_releases(Path(folder)))
+        host = (Path(folder), fleet)
         if options.repeat:
-            prepare(Path(folder), fleet)
-            print(_judges[0].try_one(Random(options.repeat)))  # noqa: S311 - must repeat
+            prepare(*host)
+            print(search.repeated(one, options.repeat))
             return 0
-        with multiprocessing.Pool(initializer=prepare, initargs=(Path(folder), fleet)) as pool:
-            for some in pool.imap_unordered(part, tasks(options.seed, options.count)):
-                outcomes += some
-    seconds = time.monotonic() - began
-    print(f"{outcomes.total():,} conversations in {seconds:.0f} s, 0 promises broken")
-    for outcome, times in outcomes.most_common():
-        print(f"{times:>10,}  {outcome}")
+        outcomes = search.searched(one, options, part=PART, prepare=prepare, prepared=host)
+    search.tell(outcomes, f"{outcomes.total():,} conversations, 0 promises broken")
     return 0
 
 
