@@ -4,7 +4,6 @@ The model, the starts and the judges are those of ``tests/host/test_power_cuts.p
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pytest
 
@@ -19,10 +18,10 @@ from tests.host.test_power_cuts import (
     SECTOR_SIZES,
     SMALL,
     SUCCESSFUL_1,
+    Case,
     Survey,
     starts,
 )
-from tests.layout import Image
 from tests.power import Change, Fault, ModelDisk, crashes
 from tests.selector.model import LOADING, StartedError
 from tests.selector.native import Refusal, Selector
@@ -68,20 +67,6 @@ def _boot(disk: Disk) -> SlotName | None:
     except StartedError:
         return started[0]
     return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A change by the selector, and the entry arrays that may be seen: before and after it."""
-
-    start: Image
-    change: Change
-    old: bytes
-    new: bytes
-
-    @property
-    def outcomes(self) -> tuple[bytes, bytes]:
-        return self.old, self.new
 
 
 OPERATIONS: dict[str, tuple[Change, int, int]] = {
