@@ -3,18 +3,31 @@
 import datetime as dt
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+from tests.etcd import Cluster
 from update_agent.core import semaphore
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Accepted, Semaphore
 from update_agent.core.version import Version
-from update_agent.host.etcd import Access, Etcd
+from update_agent.host.etcd import Access, Delete, Etcd
 from update_agent.host.group import LEASE, Edit, Group, View
 from update_agent.host.lock import Lock, Me, Notebook
 
 OLD, NEW = Version("1.0.0"), Version("1.1.0")
+KEY = "/update-agent/groups/web/reboot"
+
+
+@pytest.fixture
+def etcd(etcd1: Cluster) -> Iterator[Etcd]:
+    """A client of one member, in which nobody ever used the lock."""
+    with etcd1.client(deadline=30.0) as made:
+        made.txn((), (Delete("/update-agent/", prefix=True),))
+        yield made
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ import pytest
 
 from tests.etcd import Cluster
 from tests.gateway import Fault, gateway
-from tests.locks import Clock, held, rule
+from tests.locks import KEY, Clock, held, rule
 from update_agent.core import semaphore
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Ask, Holder, Semaphore
@@ -29,16 +29,6 @@ from update_agent.host.group import (
     forgive,
     tell_bad,
 )
-
-KEY = "/update-agent/groups/web/reboot"
-
-
-@pytest.fixture
-def etcd(etcd1: Cluster) -> Iterator[Etcd]:
-    """A client of one member, in which nobody ever used the lock."""
-    with etcd1.client(deadline=30.0) as made:
-        made.txn((), (Delete("/update-agent/", prefix=True),))
-        yield made
 
 
 def host(number: int) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.etcd import Cluster, cluster, until
 from tests.gateway import Fault, gateway
-from tests.locks import NEW, OLD, Host, held, rule
+from tests.locks import KEY, NEW, OLD, Host, held, rule
 from update_agent.core.reason import Reason
 from update_agent.core.semaphore import Ask, encode_ask
 from update_agent.errors import HostError
@@ -32,16 +32,6 @@ from update_agent.host.etcd import (
 )
 from update_agent.host.group import LEASE, Group, force
 from update_agent.host.lock import STALE, Note, Notebook
-
-KEY = "/update-agent/groups/web/reboot"
-
-
-@pytest.fixture
-def etcd(etcd1: Cluster) -> Iterator[Etcd]:
-    """A client of one member, in which nobody ever used the lock."""
-    with etcd1.client(deadline=30.0) as made:
-        made.txn((), (Delete("/update-agent/", prefix=True),))
-        yield made
 
 
 @pytest.fixture

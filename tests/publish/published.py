@@ -48,6 +48,19 @@ def publish(folder: Path, *words: str) -> int:
     return main([*words, "--repository", str(folder / "www"), "--keys", str(folder / "keys")])
 
 
+def publish_first(folder: Path, image: Path) -> Path:
+    """Make a repository in ``folder`` whose channel stable offers ``image`` as os 1.0.0."""
+    words = ["--product", "os", "--version", "1.0.0", "--json"]
+    for command in (
+        ["init", "--json"],
+        ["release", "add", str(image), *words],
+        ["channel", "create", "stable", "--product", "os", "--json"],
+        ["channel", "promote", "stable", "1.0.0", "--json"],
+    ):
+        assert publish(folder, *command) == 0
+    return folder
+
+
 def copied(source: Path, target: Path) -> Path:
     """Return a copy of a folder made with ``publish``, keys and all."""
     return Path(shutil.copytree(source, target))

@@ -16,7 +16,7 @@ import pytest
 from tuf.api.exceptions import RepositoryError as RefusedError
 
 from tests.images import Releases, releases
-from tests.publish.published import copied, learn, publish
+from tests.publish.published import copied, learn, publish, publish_first
 from update_agent.publish.keys import Keyring
 from update_agent.publish.main import main
 from update_agent.publish.repository import Repository
@@ -29,13 +29,7 @@ STABLE = "channels/stable.json"
 
 @pytest.fixture(scope="module")
 def made(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    assert publish(folder, "init", "--json") == 0
-    words = ["--product", "os", "--version", "1.0.0", "--json"]
-    assert publish(folder, "release", "add", str(releases.v1.image), *words) == 0
-    assert publish(folder, "channel", "create", "stable", "--product", "os", "--json") == 0
-    assert publish(folder, "channel", "promote", "stable", "1.0.0", "--json") == 0
-    return folder
+    return publish_first(tmp_path_factory.mktemp("made"), releases.v1.image)
 
 
 @pytest.fixture

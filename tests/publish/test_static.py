@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.ngclient import Updater
 
 from tests.images import Releases, releases
-from tests.publish.published import publish
+from tests.publish.published import publish_first
 from update_agent.core.version import Version
 from update_agent.host.http import Network
 from update_agent.host.trust import TrustedRepository
@@ -65,13 +65,7 @@ http {{
 
 @pytest.fixture(scope="module")
 def published(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("static")
-    assert publish(folder, "init", "--json") == 0
-    words = ["--product", "os", "--version", "1.0.0", "--json"]
-    assert publish(folder, "release", "add", str(releases.v1.image), *words) == 0
-    assert publish(folder, "channel", "create", "stable", "--product", "os", "--json") == 0
-    assert publish(folder, "channel", "promote", "stable", "1.0.0", "--json") == 0
-    return folder
+    return publish_first(tmp_path_factory.mktemp("static"), releases.v1.image)
 
 
 class Nginx:
