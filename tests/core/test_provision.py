@@ -126,6 +126,9 @@ def test_what_is_no_key_is_refused_and_not_repeated(text: str) -> None:
         ("server", b"ftp://a", "^setting server is 'ftp://a', wanted an http:// or https:// URL$"),
         ("server", b'http://a"\nx = 1', "wanted an http"),
         ("server", b"https://" + b"a" * 493, "wanted an http"),
+        ("server", "https://\N{GRINNING FACE}.example".encode(), "wanted an http"),
+        ("server", b"https://a\x7fb", "wanted an http"),
+        ("server", b"https://a\\b", "wanted an http"),
         ("channel", b"../stable", "wanted a channel's name"),
         ("channel", b"stable.eu", "wanted a channel's name"),
         ("channel", b"a" * 64, "wanted a channel's name"),
@@ -155,7 +158,12 @@ def test_a_wrong_setting_is_named_and_keeps_out_no_other(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("server", "https://" + "a" * 492), ("channel", "a-b_1" + "c" * 58)]
+    ("name", "value"),
+    [
+        ("server", "https://" + "a" * 492),
+        ("server", "https://u:p@[::1]:8443/!#$%&'()*+,-./:;<=>?@[]^_`{|}~"),
+        ("channel", "a-b_1" + "c" * 58),
+    ],
 )
 def test_what_is_taken_here_can_be_set(name: str, value: str) -> None:
     (file,) = provision.plan({name: value.encode()}).files

@@ -162,7 +162,7 @@ SETTINGS: dict[str, _Check] = {
         "lines of authorized_keys(5)",
     ),
     "server": _like(
-        rf"(?=.{{1,{settings.MAX_URL}}}$)https?://[^\s\"\\]+", "an http:// or https:// URL"
+        rf"(?=.{{1,{settings.MAX_URL}}}$)https?://[!#-\[\]-~]+", "an http:// or https:// URL"
     ),
     "channel": _like(document.NAME, "a channel's name"),
     "root": _signed_root,
