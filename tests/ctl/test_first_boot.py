@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.disks import tool
+from update_agent.ctl import first_boot
 from update_agent.ctl.first_boot import main
+from update_agent.errors import HostError
 
 
 @pytest.fixture
@@ -80,6 +82,26 @@ def test_a_host_key_is_made_once_and_again_when_a_power_cut_left_a_piece(root: P
     assert run(root) == 0
     assert key.read_bytes() not in (made, made[:100])
     assert tool("ssh-keygen", "-y", "-P", "", "-f", key).startswith("ssh-ed25519 ")
+
+
+def test_a_step_that_fails_keeps_out_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Path, prefix: str) -> dict[str, bytes]:
+        raise HostError(f"cannot read {prefix or 'the disk'}")
+
+    give(root, "config/hostname", "web-1")
+    (root / "etc/ssh").rmdir()
+    (root / "etc/ssh").touch()
+    assert run(root) == 4
+    assert capsys.readouterr().out == "/etc/hostname written\n"
+
+    (root / "etc/ssh").unlink()
+    (root / "etc/ssh").mkdir()
+    monkeypatch.setattr(first_boot, "_read", broken)
+    assert run(root) == 4
+    assert capsys.readouterr().err == "update-agent-firstboot: cannot read update-agent.\n"
+    assert (root / "etc/ssh/ssh_host_ed25519_key").exists()
 
 
 def test_without_anything_given_only_the_key_is_made(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import grp
 import os
 import socket
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from update_agent import cli
@@ -58,24 +59,33 @@ def command() -> ArgumentParser:
 
 def apply(options: Namespace) -> int:
     """Write what differs, say what was written and what was refused."""
-    given = _read(options.credentials, _PREFIX) | _read(options.config, "")
-    plan = provision.plan(given)
-    failed: list[HostError] = [*plan.refused]
-    for file in plan.files:
-        try:
-            if _write(options.root, file):
-                print(f"{file.path} written")
-        except HostError as error:
-            failed.append(error)
+    failed: list[HostError] = []
+    with _noted(failed):
+        given = _read(options.credentials, _PREFIX) | _read(options.config, "")
+        plan = provision.plan(given)
+        failed += plan.refused
+        for file in plan.files:
+            with _noted(failed):
+                if _write(options.root, file):
+                    print(f"{file.path} written")
     live = options.root == Path("/")
     for step in (_take_hostname, _grow_state, _make_host_key) if live else (_make_host_key,):
-        try:
+        with _noted(failed):
             step(options.root)
-        except HostError as error:
-            failed.append(error)
     for complaint in failed:
         cli.complain("update-agent-firstboot", complaint)
     return failed[0].exit_code if failed else 0
+
+
+@contextmanager
+def _noted(failed: list[HostError]) -> Iterator[None]:
+    """Go on after a step that fails, and remember why it did."""
+    try:
+        yield
+    except HostError as error:
+        failed.append(error)
+    except OSError as error:
+        failed.append(HostError(f"{error.filename or 'the host'}: {error.strerror}"))
 
 
 def _read(folder: Path, prefix: str) -> dict[str, bytes]:
