@@ -19,6 +19,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,25 +127,19 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
     ended: asyncio.Future[int] = loop.create_future()
     loop.set_exception_handler(lambda _, context: _failed(ended, context))
     notifier = Notifier()
+    tellers = list(_tellers(parts))
     told: list[Callable[[Daemon], None]] = [lambda it: notifier.status(sentence(it))]
-    reporter = _reporter(parts)
-    if reporter:
-        told.append(reporter.tell)
-    textfile = _textfile(parts)
-    if textfile:
-        told.append(textfile.tell)
+    told += [it.tell for it in tellers]
     daemon = Daemon(parts.host, parts.settings, _world(parts, told, address))
     service = Service(daemon, group=parts.group, address=address)
     told.append(service.tell)
     _name_attempts(daemon)
     with _ended_by_signals(loop, ended):
         on_bus = loop.create_task(service.serve())
-        on_bus.add_done_callback(lambda task: _task_ended(ended, task))
         alive = loop.create_task(_stay_alive(notifier))
-        reporting = loop.create_task(reporter.run() if reporter else _nothing())
-        reporting.add_done_callback(lambda task: _task_ended(ended, task))
-        writing = loop.create_task(textfile.run() if textfile else _nothing())
-        writing.add_done_callback(lambda task: _task_ended(ended, task))
+        telling = [loop.create_task(it.run()) for it in tellers]
+        for task in (on_bus, *telling):
+            task.add_done_callback(partial(_task_ended, ended))
         try:
             await _first(_begun(daemon, service), ended)
             if not ended.done():
@@ -157,14 +152,13 @@ async def serve(parts: Parts, *, address: str | None = None) -> int:
             with suppress(TimeoutError):
                 async with asyncio.timeout(parts.patience):
                     await daemon.stop()
-            if reporter:
-                reporter.stop()
-            if textfile:
-                textfile.stop()
-            await asyncio.wait({reporting, writing}, timeout=_LAST_WORDS)
-            reporting.cancel()
-            writing.cancel()
-            await asyncio.gather(on_bus, alive, reporting, writing, return_exceptions=True)
+            for teller in tellers:
+                teller.stop()
+            if telling:
+                await asyncio.wait(telling, timeout=_LAST_WORDS)
+            for task in telling:
+                task.cancel()
+            await asyncio.gather(on_bus, alive, *telling, return_exceptions=True)
 
 
 def sentence(daemon: Daemon) -> str:
@@ -175,28 +169,19 @@ def sentence(daemon: Daemon) -> str:
     return f"{record.state}{target}{why}"
 
 
-def _reporter(parts: Parts) -> Reporter | None:
-    """Return who tells the update server, if there is one."""
+def _tellers(parts: Parts) -> Iterator[Reporter | Textfile]:
+    """Yield who tells the update server and Prometheus, if they are to be told."""
     reports = parts.settings.reports
-    if not reports.url:
-        return None
-    return Reporter(
-        Reporting(
-            outbox=Outbox(parts.folder / "reports"), post=sender(parts.settings),
-            name=platform.node(), interval=reports.interval, now=identity.clock,
-            chance=random.SystemRandom().random, excerpt=excerpt.of,
-        )
-    )  # fmt: skip
-
-
-def _textfile(parts: Parts) -> Textfile | None:
-    """Return who tells Prometheus, if anybody is to."""
-    path = parts.settings.reports.textfile
-    return Textfile(Path(path)) if path else None
-
-
-async def _nothing() -> None:
-    """Stand for who has nobody to tell."""
+    if reports.url:
+        yield Reporter(
+            Reporting(
+                outbox=Outbox(parts.folder / "reports"), post=sender(parts.settings),
+                name=platform.node(), interval=reports.interval, now=identity.clock,
+                chance=random.SystemRandom().random, excerpt=excerpt.of,
+            )
+        )  # fmt: skip
+    if reports.textfile:
+        yield Textfile(Path(reports.textfile))
 
 
 def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str | None) -> World:
