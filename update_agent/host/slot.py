@@ -193,19 +193,10 @@ def chunks_of(device: Device, size: int, *, or_zeros: bool = False) -> Iterator[
     window: deque[tuple[int, memoryview]] = deque()
     spare: list[memoryview] = []  # fresh ones cost more than all else that is done here
 
-    def read(offset: int, length: int) -> memoryview:
-        data = (spare.pop() if spare else aligned(MAX_CHUNK))[:length]
-        try:
-            return data[: device.read_into(data, offset)]
-        except OSError:
-            if not or_zeros:
-                raise
-            data[:] = bytes(length)
-            return data
-
     def blocks() -> Iterator[memoryview]:
         for offset in range(0, size, MAX_CHUNK):
-            data = read(offset, min(MAX_CHUNK, size - offset))
+            room = (spare.pop() if spare else aligned(MAX_CHUNK))[: size - offset]
+            data = _filled(room, device, offset, or_zeros=or_zeros)
             window.append((offset, data))
             for at in range(0, len(data), BLOCK):
                 yield data[at : at + BLOCK]
@@ -220,6 +211,17 @@ def chunks_of(device: Device, size: int, *, or_zeros: bool = False) -> Iterator[
         parts = [data[max(start - offset, 0) : end - offset] for offset, data in window]
         yield start, b"".join(parts)
         start = end
+
+
+def _filled(room: memoryview, device: Device, offset: int, *, or_zeros: bool) -> memoryview:
+    """Return as much of ``room`` as there is on ``device`` from ``offset``, or zeros."""
+    try:
+        return room[: device.read_into(room, offset)]
+    except OSError:
+        if not or_zeros:
+            raise
+        room[:] = bytes(len(room))
+        return room
 
 
 # Writing -----------------------------------------------------------------------------------------
