@@ -1,13 +1,14 @@
-"""The diagrams in README.md that are drawn from the code: who imports whom, and the lifecycle.
+"""What README.md says of the code, from the code: its modules, who imports whom, the lifecycle.
 
 ``python -m tests.diagrams`` draws them anew; a test fails while one is behind the code.
 """
 
+import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests import sections
-from tests.test_house import MODULES, imports, part_of
+from tests.test_house import MODULES, PACKAGE, imports, part_of
 from update_agent.core.lifecycle import TABLE, Event, State
 
 README = Path(__file__).parents[1] / "README.md"
@@ -24,6 +25,17 @@ _PARTS = {
     "run": "run.py",
 }
 """All but ``errors``, which everybody imports."""
+
+
+def modules() -> str:
+    """Return the modules of ``core`` and ``host``, each with its opening sentence."""
+    lines = []
+    for part in ("core", "host"):
+        lines.append(f"{part}/")
+        for module in sorted(PACKAGE.glob(f"{part}/[a-z]*.py")):
+            says = ast.get_docstring(ast.parse(module.read_text())) or ""
+            lines.append(f"  {module.stem:13} {says.splitlines()[0].replace('``', '')}")
+    return "\n".join(["```", *lines, "```"]) + "\n"
 
 
 def house() -> str:
@@ -65,7 +77,11 @@ def _mermaid(kind: str, lines: list[str]) -> str:
 
 _ARMED = {State.WAITING_TO_REBOOT, State.REBOOTING}
 
-DIAGRAMS: Mapping[str, Callable[[], str]] = {"house": house, "lifecycle": lifecycle}
+DIAGRAMS: Mapping[str, Callable[[], str]] = {
+    "modules": modules,
+    "house": house,
+    "lifecycle": lifecycle,
+}
 
 
 if __name__ == "__main__":

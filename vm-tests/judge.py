@@ -13,8 +13,8 @@ from typing import Any
 from witness import NEVER, Away, Seen, most_at_once
 
 from tests.disks import tool
-from update_agent.agent.reports import line
 from update_agent.core import slot as flags
+from update_agent.core.document import line
 from update_agent.core.gpt import Table, Tables
 from update_agent.core.slot import Slot
 from update_agent.host.disk import open_disk, read_tables

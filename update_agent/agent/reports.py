@@ -19,7 +19,7 @@ from update_agent import __version__
 from update_agent.agent.daemon import Daemon
 from update_agent.agent.ports import Progress
 from update_agent.core import document, record
-from update_agent.core.document import line as line  # noqa: PLC0414  for vm-tests too
+from update_agent.core.document import line
 from update_agent.core.record import Past, Record
 from update_agent.core.report import Batch, Ended, Receipt, Report, Waits, Works, host_id
 from update_agent.core.settings import Settings, Strategy
