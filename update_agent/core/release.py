@@ -26,7 +26,7 @@ MAX_SIZE = 64 * 1024
 """Bytes of a ``release.json``."""
 
 MAX_INDEX = 64 * 2**20
-"""Bytes of an index."""
+"""Bytes of an index: of an image of some forty gigabytes."""
 
 
 class IdentityError(ReleaseError):

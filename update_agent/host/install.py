@@ -20,9 +20,6 @@ from update_agent.host import slot
 from update_agent.host.device import Device
 from update_agent.host.slot import SlotWriter, Workers
 
-MAX_INDEX = 2**30
-"""Bytes of an index that are worth fetching: of an image of ten terabytes."""
-
 WORKERS = 4
 """Threads at most: more cores are not the update's to take, and each thread needs memory. There is
 one more than cores, for one always waits for the disk."""

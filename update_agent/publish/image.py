@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from update_agent import cli
 from update_agent.core import payload
 from update_agent.core.payload import Index, PayloadError, Totals
+from update_agent.core.release import MAX_INDEX
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import install as installing
 from update_agent.host.device import Device, open_device
@@ -250,7 +251,7 @@ def _fetch(network: Network, urls: Sequence[str]) -> bytes:
     errors: list[HttpError] = []
     for url in urls:
         try:
-            return get(network, url, max_size=installing.MAX_INDEX)
+            return get(network, url, max_size=MAX_INDEX)
         except HttpError as error:
             errors.append(error)
     if len(errors) == 1:
