@@ -141,7 +141,8 @@ class Caller:
 
 _AS_CALLER = """\
 import asyncio, os, sys
-import update_agent.ctl.main, update_agent.ctl.status, update_agent.ctl.steer
+from update_agent.ctl.main import command
+command()
 os.setgroups({caller.groups!r})
 os.setgid({caller.groups[0]})
 os.setuid({caller.uid})

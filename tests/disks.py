@@ -280,7 +280,8 @@ def tool(*command: str | Path, stdin: str = "") -> str:
 _AS_NOBODY = """
 import os, sys
 import pyudev._ctypeslib.libudev
-from update_agent.ctl.main import main
+from update_agent.ctl.main import command, main
+command()
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
