@@ -79,7 +79,7 @@ class Ca:
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-        made = self._builder(self.name, 1).add_extension(
+        made = self._builder(self.name, 30).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
         made = made.add_extension(

@@ -44,7 +44,7 @@ END = 45 * 60.0
 LOOK = 20.0
 """Seconds between two looks of the people at why hosts wait."""
 
-SETTINGS = {"update.interval": "2m", "network.rate": "300K"}
+SETTINGS = {"update.interval": "2m", "network.rate": "80K"}
 """Hosts find releases by themselves; downloads last long enough to be hit."""
 
 PEOPLE_ACT = ("lock-restored", "lock-missing")
