@@ -5,11 +5,14 @@ import re
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.bus import POLICY, ROOT
+from tests.disks import tool
 from update_agent.agent.bus import GROUP
-from update_agent.host import bus, reboot
+from update_agent.host import bus, files, reboot
 from update_agent.host.paths import FOLDER
+from update_agent.writer.main import STATE
 
 UNITS = ROOT / "systemd/system"
 DAEMON = UNITS / "update-agentd.service"
@@ -64,6 +67,26 @@ def test_its_state_is_where_it_looks_for_it() -> None:
         in (ROOT / "systemd/tmpfiles.d/update-agent.conf").read_text()
     )
     assert f"u {GROUP} - " in (ROOT / "systemd/sysusers.d/update-agent.conf").read_text()
+
+
+def test_what_a_killed_program_left_beside_its_file_is_gone_after_the_next_boot(
+    tmp_path: Path,
+) -> None:
+    folders = [FOLDER, FOLDER / "trust", FOLDER / "outbox", STATE]
+    for folder in (tmp_path / it.relative_to("/") for it in folders):
+        folder.mkdir(parents=True)
+        with files.replaced(folder / "record.json") as file:
+            Path(str(file.name)).with_suffix(".1").touch()  # process 1's, which was killed
+    assert len(list(tmp_path.rglob(".record.json.1"))) == len(folders)
+
+    rules = ROOT / "systemd/tmpfiles.d/update-agent.conf"
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text(f"{GROUP}:x:990:990::/:/usr/sbin/nologin\n")
+    (tmp_path / "etc/group").write_text(f"{GROUP}:x:990:\n")
+    tool("systemd-tmpfiles", f"--root={tmp_path}", "--boot", "--remove", rules)
+
+    left_over = [it.name for it in (tmp_path / "var").rglob("*") if it.is_file()]
+    assert left_over == ["record.json"] * len(folders)
 
 
 def test_the_policy_is_about_our_name_alone() -> None:
