@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ PRODUCT = "update-agent-os"
 CHANNEL = "stable"
 
 _CONFIG = """\
-user root; daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+user root; daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 256; }}
 http {{
     client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
@@ -134,12 +134,17 @@ class Depot:
     def _wait_until_served(self, process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + _PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
-            try:
+            with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except ConnectionRefusedError:
-                continue
-            return
+                if self._pid() == process.pid:  # and it is not another one who has the port
+                    return
         raise DepotError(f"nginx does not serve: {(self.folder / 'nginx/error.log').read_text()}")
+
+    def _pid(self) -> int | None:
+        """Return who says that he serves: nginx writes it when it has its port."""
+        file = self.folder / "nginx/pid"
+        said = file.read_text().strip() if file.exists() else ""
+        return int(said) if said else None
 
     def sent(self, pattern: str = "") -> int:
         """Return how many bytes were sent for files like ``pattern``, headers and all."""

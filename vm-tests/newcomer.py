@@ -80,6 +80,7 @@ def run(seconds: float) -> int:
     """Show it all; the set-up took ``seconds`` before. Raises HostError when it goes wrong."""
     page = Page(began=time.monotonic() - seconds)
     page.say("set up", "all that is needed is installed")
+    people.stop_server()  # whose folder may be one that is removed
     kept = _kept_folder()
     kept.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,7 +88,6 @@ def run(seconds: float) -> int:
         images = _images(kept, workshop, page)
         depot = _published(kept, images, page)
         disk = people.kept(kept / "disk", lambda: workshop.disk(images[OLD]))
-        people.stop_server()
         _want_ours(people.HOME / "host1")
         people.forget("host1")
         depot.start()
@@ -266,6 +266,7 @@ def _installing(said: Mapping[str, Any]) -> str:
 _WORDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "idle": ("runs", lambda said: f"{said['product']} {said['running']}; slots: {_slots(said)}"),
     "checking": ("update", lambda _: "asks the repository"),
+    "waiting": ("update", lambda said: f"waits: {said['reason']['sentence']}"),
     "installing": ("update", _installing),
     "staged": ("update", lambda said: f"{said['target']} is in slot B, read back and verified"),
     "rebooting": ("update", lambda _: "flips the boot flags, and reboots"),
