@@ -99,6 +99,8 @@ def test_only_so_many_levels_and_bytes_are_read() -> None:
     assert document.parse(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "it") is not None
     with pytest.raises(DocumentError, match="it is nested deeper than 16 levels"):
         document.parse(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "it")
+    with pytest.raises(DocumentError, match="it is nested deeper than 16 levels"):
+        document.parse(b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH, "it")
 
     assert document.parse(b"1" + b" " * (MAX_SIZE - 1), "it") == 1
     with pytest.raises(DocumentError, match="it has 1000001 bytes, wanted at most 1000000"):

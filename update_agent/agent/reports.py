@@ -210,8 +210,7 @@ def described(daemon: Daemon, name: str, now: datetime) -> Report:
     booted = next((it.name for it in daemon.slots or () if it.booted), None)
     locks = daemon.settings.reboot.strategy is Strategy.LOCK
     return Report(
-        host=host_id(daemon.host.machine_id), queue=_LATER, sequence=1, time=now,
-        name=line(name),
+        host=host_id(daemon.host.machine_id), queue=_LATER, sequence=1, time=now, name=line(name),
         product=daemon.host.product, architecture=daemon.host.architecture,
         version=daemon.host.version, agent=__version__, channel=daemon.settings.update.channel,
         group=daemon.settings.cluster.group if locks else None,

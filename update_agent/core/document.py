@@ -125,7 +125,7 @@ def _check_depth(value: object, what: str) -> None:
     """Walk down a level at a time, so that depth costs no stack."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [it for outer in level for it in _inside(outer) if isinstance(it, dict | list)]
+        level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return
     raise _too_deep(what)
