@@ -5,11 +5,16 @@ on a workstation takes minutes and machines: ``vm-tests/test_readme.py`` runs it
 on hosts; ``tests/test_readme.py`` runs all else.
 """
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+"""Where commands are found, as after ``. .venv/bin/activate``."""
 
 WORKSTATION, HOST = "$ ", "core@host1:~$ "
 

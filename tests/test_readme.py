@@ -1,10 +1,8 @@
 """What the README says to type works, and shows what it says."""
 
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ import pytest
 
 from tests.disks import ESP, ROOT_A, ROOT_B, STATE, flags, healthy
 from tests.images import Releases, releases
-from tests.readme import README, WORKSTATION, Command, blocks, commands
+from tests.readme import PATH, README, WORKSTATION, Command, blocks, commands
 from update_agent.core.reason import Reason
 from update_agent.core.settings import Fragment, check, merge
 
@@ -66,8 +64,7 @@ def desk(releases: Releases, tmp_path: Path) -> Desk:
     hosts = (f"{number:032x}\n" for number in range(3))
     (tmp_path / "machine-ids.txt").write_text("".join(hosts))
     write_disk(tmp_path / "disk.img")
-    programs = Path(sys.executable).parent
-    return Desk(tmp_path, {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path)})
+    return Desk(tmp_path, {"PATH": PATH, "HOME": str(tmp_path)})
 
 
 def write_disk(path: Path) -> None:

@@ -3,20 +3,14 @@
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-from tests.readme import HOST, README, Command, commands
+from tests.readme import HOST, PATH, README, Command, commands
 
 ROOT = README.parent
 
 PATIENCE = 1200
 """Seconds for one command; the longest builds two images and updates a machine."""
-
-BY_THEMSELVES = "tests/run"
-"""What runs these tests is not run by them."""
 
 CLUSTER = '[cluster]\nendpoints = ["http://127.0.0.1:2379"]\n'
 """Of one host: its own etcd."""
@@ -24,9 +18,8 @@ CLUSTER = '[cluster]\nendpoints = ["http://127.0.0.1:2379"]\n'
 
 def run(words: list[str], folder: Path = ROOT) -> str:
     """Run a command to its end; return what it printed."""
-    programs = Path(sys.executable).parent
     done = subprocess.run(
-        words, cwd=folder, env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        words, cwd=folder, env={**os.environ, "PATH": PATH},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
@@ -38,14 +31,8 @@ def on_host(line: str) -> str:
     return run(["vm-tests/vm", "ssh", "host1", "--", line])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where images are made: not in the checkout."""
-    return tmp_path_factory.mktemp("desk")
-
-
 def typed_as_root() -> list[Command]:
-    return [it for it in commands() if it.as_root and BY_THEMSELVES not in it.text]
+    return [it for it in commands() if it.as_root]
 
 
 def test_the_newcomers_way_and_all_that_is_typed_on_a_host() -> None:
@@ -56,8 +43,7 @@ def test_the_newcomers_way_and_all_that_is_typed_on_a_host() -> None:
     try:
         said = run(shlex.split(first.text)[1:])
         assert "1.0.0 -> 1.1.0, confirmed" in said
-        write = f"echo '{CLUSTER}' | sudo tee /etc/update-agent/60-cluster.toml"
-        on_host(write)
+        on_host(f"echo '{CLUSTER}' | sudo tee /etc/update-agent/60-cluster.toml")
         for command in commands():
             if command.where == HOST:
                 on_host(command.text)
@@ -67,11 +53,11 @@ def test_the_newcomers_way_and_all_that_is_typed_on_a_host() -> None:
         run(["vm-tests/vm", "down", "--remove"])
 
 
-def test_an_image_and_a_disk_are_made_as_told(folder: Path) -> None:
+def test_an_image_and_a_disk_are_made_as_told(tmp_path: Path) -> None:
     told = [it for it in typed_as_root() if "vm-tests/" not in it.text]
     assert len(told) == 2
 
     for command in told:
-        run(shlex.split(command.text)[1:], folder)
+        run(shlex.split(command.text)[1:], tmp_path)
 
-    assert {it.name for it in folder.iterdir()} == {"v1.img", "disk.img"}
+    assert {it.name for it in tmp_path.iterdir()} == {"v1.img", "disk.img"}
