@@ -26,11 +26,11 @@ from cluster import assembled, together
 from depot import Depot
 from faults import FAULTS, Planned, Scene, ServerProcess, make_room, plan, shell
 from follower import Host
-from machine import UP, Key, Machine, MachineError
+from machine import Key, Machine, MachineError
 from middlebox import Middlebox
-from press import HEALTH, Issue, Press, issues
+from press import Issue, Press, issues
 from reckoning import ENOUGH, Book, Reckoning
-from releases import Workshop
+from releases import HEALTH, Workshop
 from witness import Witness
 
 from tests.etcd import until
@@ -163,7 +163,7 @@ def _begun(ended: ExitStack, folder: Path, book: Book, seed: int, count: int) ->
     ended.callback(scene.server.kill)
     book.say("", f"starts {count} machines")
     ended.enter_context(fleet.up())
-    press.boot = max(_patience(it.machine) for it in fleet.hosts)
+    press.boot = max(it.machine.patience() for it in fleet.hosts)
     campaign = Campaign(scene=scene, press=press, book=book, seed=seed)
     campaign.prepare()
     return campaign
@@ -172,11 +172,6 @@ def _begun(ended: ExitStack, folder: Path, book: Book, seed: int, count: int) ->
 def _chance(seed: int, of: str) -> random.Random:
     """Return a chance of its own for each part: none depends on how often another one asks."""
     return random.Random(f"{seed} {of}")  # noqa: S311  repeatable
-
-
-def _patience(machine: Machine) -> float:
-    """Return the seconds after which a boot here has come as far as it ever will."""
-    return 2 * (machine.said_at(UP) - machine.said_at("gptprio: slot A: kernel verified")) + 10
 
 
 @dataclass(kw_only=True)

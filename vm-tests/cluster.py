@@ -10,7 +10,7 @@ from typing import Any
 
 from depot import Depot
 from follower import Host
-from machine import HOST, Machine, Network, free_port
+from machine import HOST, Machine, Network, free_port, private_network
 from releases import LEAN, Workshop, deadline
 
 from tests.etcd import Ca
@@ -68,11 +68,7 @@ WITH_ETCD = {name: text for name, text in LEAN.items() if "etcd" not in name}
 def serves(numbers: Iterable[int] = NUMBERS) -> dict[str, str]:
     """Return the files of a release that serves, with a member of etcd, on any of these hosts."""
     networks = {
-        f"etc/systemd/network/10-private-{it}.network": (
-            f"[Match]\nMACAddress=52:54:00:77:00:{it:02x}\n"
-            f"[Network]\nAddress=10.77.0.{it}/24\nLinkLocalAddressing=no\n"
-        )
-        for it in numbers
+        f"etc/systemd/network/10-private-{it}.network": private_network(it) for it in numbers
     }
     return PATIENT | deadline(1800) | networks | WITH_ETCD | {
         "usr/lib/systemd/system/web.service": WEB,

@@ -170,7 +170,7 @@ class Machine:
     @property
     def address(self) -> str:
         """Its address on the private network."""
-        return f"10.77.0.{self.number}"
+        return _private_address(self.number)
 
     @property
     def layer(self) -> Path:
@@ -232,13 +232,13 @@ class Machine:
         """Wait until the host says that it is up, from now on."""
         self.wait_for_serial(UP, timeout)
 
+    def patience(self) -> int:
+        """Return the seconds after which a boot here has come as far as it ever will."""
+        return round(3 * (self.said_at(UP) - self.said_at("gptprio: slot A: kernel verified")))
+
     def join_network(self) -> None:
         """Take the address on the private network, for this boot and all others."""
-        self.put(
-            f"[Match]\nMACAddress={_private_mac(self.number)}\n"
-            f"[Network]\nAddress={self.address}/24\nLinkLocalAddressing=no\n",
-            "/etc/systemd/network/10-private.network",
-        )
+        self.put(private_network(self.number), "/etc/systemd/network/10-private.network")
         self.run("sudo networkctl reload")
 
     def reboot(self) -> None:
@@ -616,6 +616,18 @@ def _answer(readline: Any, request: object) -> dict[str, Any]:  # noqa: ANN401  
 def _link(name: str, *, up: bool) -> dict[str, object]:
     """Return what QEMU's set_link is told."""
     return {"name": name, "up": up}
+
+
+def private_network(number: int) -> str:
+    """Return the file for systemd-networkd by which a machine has its private address."""
+    return (
+        f"[Match]\nMACAddress={_private_mac(number)}\n"
+        f"[Network]\nAddress={_private_address(number)}/24\nLinkLocalAddressing=no\n"
+    )
+
+
+def _private_address(number: int) -> str:
+    return f"10.77.0.{number}"
 
 
 def _private_mac(number: int) -> str:

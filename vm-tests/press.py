@@ -11,19 +11,10 @@ from pathlib import Path
 
 from cluster import serves
 from depot import Depot
-from releases import LEAN, NEVER_COMPLETE, PANICS, WITHOUT_PYTHON, Files, Workshop, deadline
+from releases import LEAN, NEVER_COMPLETE, PANICS, SICK, WITHOUT_PYTHON, Files, Workshop, deadline
 
 FIRST = "1.0.0"
 """What machines are made with."""
-
-SICK = "etc/sick"
-HEALTH = f"""\
-#!/bin/sh
-test ! -e /{SICK} && exit
-echo this host is sick >/dev/console
-exit 1
-"""
-"""A check of the hosts' people; the releases know nothing of it."""
 
 NEWS = 8 << 20
 """Bytes that are new in each release, and that nothing makes much smaller."""
@@ -92,7 +83,7 @@ class Press:
     depot: Depot
     numbers: Sequence[int]
     seed: int
-    boot: float = 300
+    boot: int = 300
     """Seconds that a boot may take here."""
     images: dict[str, Path] = field(default_factory=dict)
     """What was signed, by version; kept, so that disks can be held against them."""
@@ -126,4 +117,4 @@ class Press:
             return good
         soon = self.boot if issue.flaw in _COMES_UP else _MINUTE
         flawed = {name: it for name, it in _FLAWS[issue.flaw].items() if name not in LEAN}
-        return good | flawed | deadline(round(soon))
+        return good | flawed | deadline(soon)

@@ -45,6 +45,18 @@ LEAN = QUIET | dict.fromkeys(
 """The same, and its programs are empty: an image of two thirds the size."""
 
 
+SICK = "etc/sick"
+"""A file in a release that makes hosts with the check ``HEALTH`` unhealthy."""
+
+HEALTH = f"""\
+#!/bin/sh
+test ! -e /{SICK} && exit
+echo this host is sick >/dev/console
+exit 1
+"""
+"""A check of hosts' people, for health.d; the releases know nothing of it."""
+
+
 def deadline(seconds: int) -> dict[str, str]:
     """Return what ends a trial sooner than usual, for one that never ends well."""
     timer = f"[Timer]\nOnBootSec=\nOnBootSec={seconds}s\n"

@@ -11,12 +11,13 @@ import pytest
 from conftest import NewMachine
 from depot import Depot
 from follower import SETTINGS, UNLIMITED, Host, slot_states
-from machine import UP, Machine
 from releases import (
+    HEALTH,
     LEAN,
     NEVER_COMPLETE,
     NEVER_UP,
     PANICS,
+    SICK,
     WITHOUT_PYTHON,
     Files,
     Workshop,
@@ -24,15 +25,6 @@ from releases import (
 )
 
 from update_agent.core.slot import TRIES
-
-SICK = "etc/sick"
-HEALTH = f"""\
-#!/bin/sh
-test ! -e /{SICK} && exit
-echo this host is sick >/dev/console
-exit 1
-"""
-"""A check of this host's people; the releases know nothing of it."""
 
 DEADLINE = "was not confirmed by its deadline; rebooting"
 
@@ -82,12 +74,6 @@ def offer(host: Host, workshop: Workshop, version: str, files: Files) -> None:
     host.depot.promote(version)
 
 
-def patience(machine: Machine) -> int:
-    """Return the seconds after which a boot here has come as far as it ever will."""
-    boot = machine.said_at(UP) - machine.said_at("gptprio: slot A: kernel verified")
-    return round(3 * boot)
-
-
 @pytest.mark.case(65)
 @pytest.mark.case(68)
 @pytest.mark.parametrize(("version", "bad"), BAD.items(), ids=NAMES)
@@ -96,7 +82,7 @@ def test_the_old_release_comes_back_and_the_bad_one_is_remembered(
 ) -> None:
     machine = host.machine
 
-    soon = deadline(patience(machine) if bad.comes_up else 25)
+    soon = deadline(machine.patience() if bad.comes_up else 25)
     offer(host, workshop, version, {**bad.files, **soon})
     for _ in range(bad.boots):
         machine.wait_for_serial("gptprio: slot B: kernel verified")
