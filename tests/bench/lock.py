@@ -151,7 +151,7 @@ def queue(
         against=(Against(name="ideal", value=hosts / slots * hold),),
     )
     for name, values in (
-        ("transactions that write", [it.writes for it in turns]),
+        ("changes made to the slots", [it.writes for it in turns]),
         ("transactions that lost a race", [it.races for it in turns]),
         ("requests", [it.requests for it in turns]),
         ("watches", [it.asked - 1 for it in turns]),

@@ -395,6 +395,18 @@ def test_nonsense_in_the_queue_holds_up_nobody(etcd: Etcd) -> None:
     assert Group(etcd, "web").called(host(1), view.revision, 60)
 
 
+def test_only_who_stands_in_the_queue_is_told_of_it(etcd: Etcd) -> None:
+    rule(etcd, 0)
+    Group(etcd, "web").join(host(1), wish(1))
+
+    lone, waits, person = (Group(etcd, "web", host=it).look() for it in (host(2), host(1), None))
+
+    assert (lone.waiting, lone.queue, lone.own) == (0, (), None)
+    assert lone.semaphore == waits.semaphore == person.semaphore
+    assert (waits.waiting, waits.place(), person.waiting) == (1, "1", 1)
+    assert waits.queue == person.queue
+
+
 # What others do for a host -----------------------------------------------------------------------
 
 ASKS = "/update-agent/groups/web/asks/"
@@ -439,7 +451,7 @@ def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
         assert group.change(confirmed(1)) is None
 
     assert {it.confirmed is not None for it in held(etcd).holders.values()} == {True}
-    assert (group.races, group.writes, len(fake.seen)) == (1, 1, 3)  # look, lose, look
+    assert (group.races, group.writes, len(fake.seen)) == (2, 0, 3)  # look, lose, lose
     assert Group(etcd, "web").look().asks == ()
 
 
@@ -460,8 +472,31 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
         group = Group(other, "web", host=host(1))
         assert group.change(confirmed(1)) is None
 
-    assert (group.races, group.writes, len(fake.seen)) == (1, 2, 4)  # look, lose, look, win
+    assert (group.races, group.writes, len(fake.seen)) == (1, 1, 4)  # look, lose, look, win
     assert set(held(etcd).holders) == {host(1)}
+
+
+def test_where_others_ask_already_a_holder_asks_before_it_writes(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 3)
+    for number in (1, 2):
+        Group(etcd, "web").change(taken_by(number))
+    etcd.txn((), (Put(ASKS + host(2), semaphore.encode_ask(asks("release", 2))),))
+
+    def rival(number: int) -> None:
+        if number == 2:  # it has looked, and asked
+            both = [it.key for it in Group(etcd, "web").look().asks]
+            assert both == [ASKS + host(2), ASKS + host(1)]
+            Group(etcd, "web").change(same_again)
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        group = Group(other, "web", host=host(1))
+        assert group.change(confirmed(1)) is None
+
+    assert (group.races, group.writes, len(fake.seen)) == (0, 0, 3)  # look, ask, look
+    assert [it.confirmed for it in held(etcd).holders.values()] == [asks("confirm", 1).at]
 
 
 @pytest.mark.case(87)

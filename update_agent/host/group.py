@@ -7,8 +7,9 @@ was written for certain: whatever is still under way compares an older revision,
 nothing.
 
 Many who want to write one key at once lose most of their races. So a holder that loses one leaves,
-in the same transaction, a key that says what it asks for: to confirm, or to release. Whoever writes
-next does that as well, and the holder sees it done; only who asked first goes on at once.
+in the same transaction, a key that says what it asks for: to confirm, or to release. Where others
+ask already it does not race at all, and only asks. Whoever writes next does that as well, and the
+holder sees it done; only who asked first goes on at once.
 
 A host that wants a reboot slot queues up first, with a key of its own whose lease ends when the
 host is gone; no safety hangs on that. Whoever changes the slots offers, in the same transaction,
@@ -153,7 +154,7 @@ class Group:
         self.races = 0
         """Races lost."""
         self.writes = 0
-        """Transactions that were to change the slots."""
+        """Changes made to the slots."""
         self.last: View | None = None
         """What etcd said last."""
         self.lease = lease
@@ -168,8 +169,15 @@ class Group:
         self._first_seen: dict[str, float] = {}
 
     def look(self) -> View:
-        """Return the group as it stands, and the head of its queue. Raises EtcdError."""
-        return self._view(self._etcd.txn((), self._reads()))
+        """Return the group as it stands. Raises EtcdError.
+
+        A host that stands in no queue is not told of it: to sort a long one costs etcd most of what
+        it does here.
+        """
+        if self.host is None:
+            return self._view(self._etcd.txn((), self._reads()))
+        elsewhere = Created(self._queue + self.host, 0)
+        return self._view(self._etcd.txn((elsewhere,), self._reads_without_queue(), self._reads()))
 
     def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
@@ -190,7 +198,7 @@ class Group:
                 return None
             began = self._monotonic()
             try:
-                answer = self._swap(view, edited)
+                answer = self._attempt(view, edited)
             except UnclearError:
                 self.unsure = True
                 unclear += 1
@@ -278,6 +286,13 @@ class Group:
         own = (Get(self._own_ask),) if self._own_ask else ()
         return (Get(self._key), asks, *own)
 
+    def _attempt(self, view: View, edit: Edit) -> Answer:
+        """Change the slots; or, where others ask already, ask as well: the race would be lost."""
+        if view.asks and (ask := self._asking(view, edit.ask)):
+            answer = self._etcd.txn((), (*ask, *self._reads_without_queue()))
+            return replace(answer, succeeded=False)
+        return self._swap(view, edit)
+
     def _swap(self, view: View, edit: Edit) -> Answer:
         leaves = edit.leaves
         waiting = _understood(view.head)  # no more of them than are needed
@@ -289,9 +304,11 @@ class Group:
         writes: list[Operation] = [Put(self._key, after)]
         writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
         writes += [Delete(it.key) for it in view.asks]
-        self.writes += 1
         ask, reads = self._asking(view, edit.ask), self._reads_without_queue()
-        return self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
+        answer = self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
+        self.writes += answer.succeeded
+        self.races += not answer.succeeded
+        return answer
 
     def _offered(
         self, found: Semaphore, queue: Iterable[Waiting]
@@ -328,18 +345,19 @@ class Group:
 
     def _after_lost_race(self, lost: View, ask: Ask | None, race: int, took: float) -> View:
         """Return the group as it stands when others had their time, if they are to have it."""
-        self.races += 1
         if self._served(lost, ask):
             return lost
-        self._wait_for_others(lost, ask, race, took)
-        return self.look()
+        waited = self._wait_for_others(lost, ask, race, took)
+        return self.look() if waited or ask is None else lost
 
-    def _wait_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> None:
+    def _wait_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> bool:
         """Wait after a race that was lost in ``took`` seconds, if others are to have the time."""
         others_first = ask is not None and bool(lost.asks) and lost.asks[0].key != self._own_ask
-        if others_first or race >= _AT_ONCE:
-            share = self._chance() + (1 if others_first else 0)
-            time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
+        if not others_first and race < _AT_ONCE:
+            return False
+        share = self._chance() + (1 if others_first else 0)
+        time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
+        return True
 
     def _asks_itself(self, view: View) -> bool:
         return any(it.key == self._own_ask for it in view.asks)
