@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import sections
 from tests.bench import figures
-from tests.bench.__main__ import BENCHES
+from tests.bench.__main__ import BENCHES, README
 from tests.bench.figures import Against, Figure, Found, Unmeasured
 from tests.bench.measure import BenchError
 
@@ -28,21 +29,22 @@ def test_a_number_has_as_many_digits_as_mean_something(value: float, said: str) 
     assert figures.short(value) == said
 
 
-def test_a_table_names_each_benchmark_once_and_what_was_not_measured_below() -> None:
+def test_a_table_says_below_what_was_not_measured() -> None:
     lost = Figure(name="lost", value=0)
 
-    said = figures.table([
-        ("payload", OURS), ("payload", Unmeasured(name="rauc", reason="not installed")),
-        ("payload", lost), ("lock", lost),
-    ])  # fmt: skip
+    said = figures.table([OURS, Unmeasured(name="rauc", reason="not installed"), lost])
 
     assert said.splitlines()[2:] == [
-        r"| `payload` | install | 1.75 s (1.50 to 2.00) | 0.50 of a \| b (3.50) |",
-        "|  | lost | 0 |  |",
-        "| `lock` | lost | 0 |  |",
+        r"| install | 1.75 s (1.50 to 2.00) | 0.50 of a \| b (3.50) |",
+        "| lost | 0 |  |",
         "",
-        "* payload: rauc: not measured: not installed",
+        "* rauc: not measured: not installed",
     ]
+
+
+def test_the_readme_has_a_place_for_the_table_of_each() -> None:
+    for name in BENCHES:
+        assert sections.replaced(README, f"bench {name}", "x\n") != README.read_text()
 
 
 def test_what_was_found_before_a_failure_is_told(capsys: pytest.CaptureFixture[str]) -> None:

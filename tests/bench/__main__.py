@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and one table of what they found.
+"""All benchmarks, one after the other, and a table of what each found.
 
 ``tests/bench/run`` installs what they need and comes here.
 """
@@ -9,7 +9,6 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,20 +54,18 @@ BENCHES = {
 }
 
 
-def measured(
-    names: Sequence[str], failed: list[str], *, quick: bool
-) -> Iterator[tuple[str, Found]]:
-    """Run benchmarks one after the other; what fails is noted in ``failed``, and others go on."""
-    for name in names:
-        bench = BENCHES[name]
-        print(f"\n{name}", flush=True)
-        try:
-            for found in bench.module.measured(bench.options(quick=quick)):
-                print(f"  {found.line()}", flush=True)
-                yield name, found
-        except Exception:  # noqa: BLE001  one that fails, whatever it is, must not lose the others
-            traceback.print_exc()
-            failed.append(name)
+def measured(name: str, found: list[Found], *, quick: bool) -> bool:
+    """Run a benchmark, print and note what it finds, and return whether it came to its end."""
+    bench = BENCHES[name]
+    print(f"\n{name}", flush=True)
+    try:
+        for it in bench.module.measured(bench.options(quick=quick)):
+            print(f"  {it.line()}", flush=True)
+            found.append(it)
+    except Exception:  # noqa: BLE001  one that fails, whatever it is, must not lose the others
+        traceback.print_exc()
+        return False
+    return True
 
 
 def machine() -> str:
@@ -87,19 +84,22 @@ def main() -> int:
     command = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.partition("\n")[0])
     command.add_argument("names", nargs="*", metavar="NAME", help="all unless named")
     command.add_argument("--quick", action="store_true", help="small sizes, a few minutes")
-    command.add_argument("--write", action="store_true", help="the table also goes into README.md")
+    command.add_argument("--write", action="store_true", help="the tables also go into README.md")
     options = command.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         command.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHES)}")
-    names = [name for name in BENCHES if name in options.names or not options.names]
-    words = [PROGRAM, *options.names, *(["--quick"] if options.quick else [])]
     failed: list[str] = []
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    found = list(measured(names, failed, quick=options.quick))
-    written = f"`sudo {' '.join(words)}`, {today}, {machine()}:\n\n{figures.table(found)}"
-    print(f"\n{written}")
-    if options.write:
-        README.write_text(sections.replaced(README, "bench", written))
+    tables: list[str] = []
+    for name in [it for it in BENCHES if it in options.names or not options.names]:
+        found: list[Found] = []
+        if not measured(name, found, quick=options.quick):
+            failed.append(name)
+        words = f"sudo {PROGRAM} {name}{' --quick' * options.quick}"
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        tables.append(f"`{words}`, {today}, {machine()}:\n\n{figures.table(found)}")
+        if options.write and name not in failed:
+            README.write_text(sections.replaced(README, f"bench {name}", tables[-1]))
+    print("\n" + "\n".join(tables))
     if failed:
         print(f"{PROGRAM}: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from tests.bench.measure import BenchError
@@ -92,19 +92,12 @@ def main(command: ArgumentParser, measured: Measuring, argv: Sequence[str] | Non
     return 0
 
 
-def table(found: Iterable[tuple[str, Found]]) -> str:
-    """Return figures, each with the benchmark it comes from, as a table in Markdown."""
-    rows: list[str] = []
-    missing: list[str] = []
-    last = ""
-    for bench, it in found:
-        if isinstance(it, Unmeasured):
-            missing.append(f"* {bench}: {it.line()}")
-            continue
-        name = "" if bench == last else f"`{bench}`"
-        rows.append(f"| {' | '.join(map(_escaped, (name, *it.cells())))} |")
-        last = bench
-    head = ["| benchmark | what | figure | beside it, in the same run |", "|---|---|---|---|"]
+def table(found: Sequence[Found]) -> str:
+    """Return figures as a table in Markdown; below it, what could not be measured."""
+    figures = [it for it in found if isinstance(it, Figure)]
+    missing = [f"* {it.line()}" for it in found if isinstance(it, Unmeasured)]
+    head = ["| what | figure | beside it, in the same run |", "|---|---|---|"]
+    rows = [f"| {' | '.join(map(_escaped, it.cells()))} |" for it in figures]
     return "\n".join([*head, *rows, *(["", *missing] if missing else [])]) + "\n"
 
 
