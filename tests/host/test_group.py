@@ -395,14 +395,16 @@ def test_nonsense_in_the_queue_holds_up_nobody(etcd: Etcd) -> None:
     assert Group(etcd, "web").called(host(1), view.revision, 60)
 
 
-def test_only_who_stands_in_the_queue_is_told_of_it(etcd: Etcd) -> None:
+def test_a_brief_look_reads_the_queue_for_who_stands_in_it(etcd: Etcd) -> None:
     rule(etcd, 0)
     Group(etcd, "web").join(host(1), wish(1))
 
-    lone, waits, person = (Group(etcd, "web", host=it).look() for it in (host(2), host(1), None))
+    other, waits, person = (
+        Group(etcd, "web", host=it).look_briefly() for it in (host(2), host(1), None)
+    )
 
-    assert (lone.waiting, lone.queue, lone.own) == (0, (), None)
-    assert lone.semaphore == waits.semaphore == person.semaphore
+    assert (other.waiting, other.queue, other.own) == (0, (), None)
+    assert other.semaphore == waits.semaphore == person.semaphore
     assert (waits.waiting, waits.place(), person.waiting) == (1, "1", 1)
     assert waits.queue == person.queue
 
@@ -451,7 +453,7 @@ def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
         assert group.change(confirmed(1)) is None
 
     assert {it.confirmed is not None for it in held(etcd).holders.values()} == {True}
-    assert (group.races, group.writes, len(fake.seen)) == (2, 0, 3)  # look, lose, lose
+    assert (group.races, group.writes, len(fake.seen)) == (1, 0, 3)  # look, lose, look
     assert Group(etcd, "web").look().asks == ()
 
 
@@ -472,7 +474,7 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
         group = Group(other, "web", host=host(1))
         assert group.change(confirmed(1)) is None
 
-    assert (group.races, group.writes, len(fake.seen)) == (1, 1, 4)  # look, lose, look, win
+    assert (group.races, group.writes, len(fake.seen)) == (1, 1, 5)  # look, lose, look briefly, look, win
     assert set(held(etcd).holders) == {host(1)}
 
 
@@ -546,6 +548,16 @@ def test_where_no_more_holders_have_room_they_are_still_released(etcd: Etcd) -> 
     assert holders(etcd) == full.keys() - {host(1)}
 
 
+def given_back(number: int) -> Callable[[View], Edit]:
+    """Return the edit by which a host holds nothing any more."""
+
+    def edit(view: View) -> Edit:
+        assert view.semaphore
+        return Edit(semaphore=semaphore.force(view.semaphore, host(number)))
+
+    return edit
+
+
 def test_who_queues_up_while_a_slot_is_given_back_is_offered_it(etcd: Etcd, etcd1: Cluster) -> None:
     rule(etcd, 1)
     Group(etcd, "web").change(taken_by(1))
@@ -554,15 +566,32 @@ def test_who_queues_up_while_a_slot_is_given_back_is_offered_it(etcd: Etcd, etcd
         if number == 1:  # it has looked, and writes
             Group(etcd, "web").join(host(2), wish(2))
 
-    def given_back(view: View) -> Edit:
-        assert view.semaphore
-        return Edit(semaphore=semaphore.force(view.semaphore, host(1)))
-
     with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
         fake.before = late
-        Group(other, "web").change(given_back)
+        Group(other, "web").change(given_back(1))
 
     assert holders(etcd) == {host(2)}
+
+
+def test_who_leaves_the_queue_when_it_is_to_be_offered_a_slot_makes_room_for_the_next(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    rule(etcd, 1)
+    Group(etcd, "web").change(taken_by(1))
+
+    def come_and_go(number: int) -> None:
+        if number == 1:
+            for it in (2, 3):
+                Group(etcd, "web").join(host(it), wish(it))
+        if number == 2:
+            etcd.txn((), (Delete(f"/update-agent/groups/web/waiting/{host(2)}"),))
+
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = come_and_go
+        Group(other, "web").change(given_back(1))
+
+    assert holders(etcd) == {host(3)}
+    assert len(fake.seen) == 5  # look, free, offer in vain, look, offer
 
 
 # Operators ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 after what was read; compared is the revision at which the key was last written, which never comes
 again. After an unclear outcome it reads and decides anew, and ``unsure`` stays set until something
 was written for certain: whatever is still under way compares an older revision, and comes to
-nothing.
+nothing, or only asks for what was asked for before.
 
 Many who want to write one key at once lose most of their races. So a holder that loses one leaves,
 in the same transaction, a key that says what it asks for: to confirm, or to release. Where others
@@ -81,7 +81,7 @@ class View:
     changed: int
     """The revision at which the slots were last changed."""
     head: tuple[Entry, ...] = ()
-    """The first of those who wait, as they stand in etcd."""
+    """The first of those who wait, as they stand in etcd; nobody, where it was a brief look."""
     own: Entry | None = None
     """This host, if it waits."""
     waiting: int = 0
@@ -169,13 +169,16 @@ class Group:
         self._first_seen: dict[str, float] = {}
 
     def look(self) -> View:
-        """Return the group as it stands. Raises EtcdError.
+        """Return the group as it stands, and the head of its queue. Raises EtcdError."""
+        return self._view(self._etcd.txn((), self._reads()))
 
-        A host that stands in no queue is not told of it: to sort a long one costs etcd most of what
-        it does here.
+    def look_briefly(self) -> View:
+        """Return the group as it stands, and its queue only if this host is in it.
+
+        To sort a long one costs etcd most of what a look does. Raises EtcdError.
         """
         if self.host is None:
-            return self._view(self._etcd.txn((), self._reads()))
+            return self.look()
         elsewhere = Created(self._queue + self.host, 0)
         return self._view(self._etcd.txn((elsewhere,), self._reads_without_queue(), self._reads()))
 
@@ -288,7 +291,8 @@ class Group:
 
     def _attempt(self, view: View, edit: Edit) -> Answer:
         """Change the slots; or, where others ask already, ask as well: the race would be lost."""
-        if view.asks and (ask := self._asking(view, edit.ask)):
+        others = any(it.key != self._own_ask for it, _, _ in _asked(view))
+        if others and (ask := self._asking(view, edit.ask)):
             answer = self._etcd.txn((), (*ask, *self._reads_without_queue()))
             return replace(answer, succeeded=False)
         return self._swap(view, edit)
@@ -338,8 +342,12 @@ class Group:
                 return
             with suppress(HostError):
                 answer = self._swap(view, Edit(semaphore=found))
+                after = self._view(answer)
                 if answer.succeeded:
-                    view = self._view(answer)
+                    view = after
+                    continue
+                if after.changed == view.changed:  # who was to be offered one has left the queue
+                    view = self.look()
                     continue
             return  # who won goes on
 
@@ -347,10 +355,13 @@ class Group:
         """Return the group as it stands when others had their time, if they are to have it."""
         if self._served(lost, ask):
             return lost
-        waited = self._wait_for_others(lost, ask, race, took)
-        return self.look() if waited or ask is None else lost
+        if self._waited_for_others(lost, ask, race, took) and ask is not None:
+            view = self.look_briefly()
+            if self._served(view, ask):
+                return view
+        return self.look()  # with the queue: who changes the slots offers what is free
 
-    def _wait_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> bool:
+    def _waited_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> bool:
         """Wait after a race that was lost in ``took`` seconds, if others are to have the time."""
         others_first = ask is not None and bool(lost.asks) and lost.asks[0].key != self._own_ask
         if not others_first and race < _AT_ONCE:

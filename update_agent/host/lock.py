@@ -163,10 +163,10 @@ class Lock:
                     return wait
                 self.release()
             wish = self._wish(running, target)
-            view = self._group.look()
+            view = self._group.look_briefly()
             if wait := self._doubt(view):
                 return wait
-            view = self._queued(self._withdrawn(view), wish)
+            view = self._withdrawn(self._queued(view, wish))
             wait = self._group.change(lambda it: self._acquired(it, wish), view)
             if wait is None:
                 self._remember()
@@ -327,7 +327,7 @@ class Lock:
             withdrawn = after != it.semaphore
             return Edit(semaphore=after)
 
-        self._group.change(edit, view)
+        self._group.change(edit)
         if withdrawn:
             logger.warning("withdrawn from hosts that never came for it: %s", ", ".join(lapsed))
         return self._group.look()
