@@ -19,6 +19,7 @@ from tests.agent.test_bus import ask, look
 from tests.bus import ROOT, Bus, bus
 from tests.disks import tool
 from tests.logind import on_bus
+from tests.web import Altered, Web
 from update_agent.agent.main import main
 from update_agent.ctl.agent import Agent
 
@@ -228,3 +229,22 @@ def test_settings_that_cannot_be_used_end_it_with_the_file_to_mend(
     said = capsys.readouterr().err
     assert "50.toml: there is no update.intervall" in said
     assert "did you mean interval?" in said
+
+
+_ASKS = """
+import sys, requests
+from update_agent.agent.main import log_to_stderr
+log_to_stderr()
+print(requests.get(sys.argv[1], timeout=30).status_code)
+"""
+
+
+def test_garbled_headers_leave_no_traceback_in_the_log() -> None:
+    with Web({"/blob": b"x"}) as web:
+        web.always = Altered(headers={"X-Before": "1\r\nand this is no header"})
+        done = subprocess.run(
+            [sys.executable, "-c", _ASKS, web.url()],
+            capture_output=True, text=True, check=True, timeout=PATIENCE,
+        )  # fmt: skip
+
+    assert (done.stdout, done.stderr) == ("200\n", "")

@@ -294,6 +294,8 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PriorityFormatter("%(message)s%(attempt)s", defaults={"attempt": ""}))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # Of garbled headers it warns with a traceback; what comes of them is told by who asked.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 def _name_attempts(daemon: Daemon) -> None:
