@@ -474,7 +474,11 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
         group = Group(other, "web", host=host(1))
         assert group.change(confirmed(1)) is None
 
-    assert (group.races, group.writes, len(fake.seen)) == (1, 1, 5)  # look, lose, look briefly, look, win
+    assert (group.races, group.writes, len(fake.seen)) == (
+        1,
+        1,
+        5,
+    )  # look, lose, look briefly, look, win
     assert set(held(etcd).holders) == {host(1)}
 
 
