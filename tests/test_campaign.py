@@ -91,7 +91,7 @@ AGENT = "[  OK  ] Started update-agentd.serv…e - Keep this host up to date."
 UP = "[  OK  ] Reached target multi-user.target - Multi-User System."
 LEAVES = "[  OK  ] Stopped target multi-user.target - Multi-User System."
 RESTARTS = "[  135.015532] reboot: Restarting system"
-CONFIRMED = "[  OK  ] Finished update-agent-conf…ice - Confirm the booted slot."
+CONFIRMED = "[  99.2] update-agent-confirm[224]: still healthy; the booted slot is confirmed"
 PANIC = "[    9.688473] Kernel panic - not syncing: sysrq triggered crash"
 DEADLINE = "[  80.1] echo[99]: the booted slot was not confirmed by its deadline; rebooting"
 
