@@ -102,6 +102,8 @@ class Get:
     key: str
     prefix: bool = False
     limit: int = 0
+    values: bool = True
+    """Else only that they are there, and since when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ def _range(it: Get) -> dict[str, Any]:
     made: dict[str, Any] = _keys(it.key, prefix=it.prefix)
     if it.limit:
         made["limit"] = str(it.limit)
+    if not it.values:
+        made["keys_only"] = True
     if it.prefix:
         made |= {"sort_order": "ASCEND", "sort_target": "CREATE"}
     return made

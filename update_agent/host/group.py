@@ -209,13 +209,12 @@ class Group:
                     raise
                 view = self.look()
                 continue
-            found = self._view(answer)
             if answer.succeeded:
                 self.unsure = False
-                self._help(found)
+                self._help(self._view(answer))
                 return None
             took = self._monotonic() - began
-            view = self._after_lost_race(found, edited.ask, race, took)
+            view = self._after_lost_race(answer, edited.ask, race, took)
             if self._served(view, edited.ask):
                 self.unsure = False
                 return None
@@ -289,11 +288,15 @@ class Group:
         own = (Get(self._own_ask),) if self._own_ask else ()
         return (Get(self._key), asks, *own)
 
+    def _reads_after_race(self) -> tuple[Get, ...]:
+        """Return what whoever lost wants to know: when the slots changed, and who asked first."""
+        return (Get(self._key, values=False), Get(self._asks, prefix=True, limit=1, values=False))
+
     def _attempt(self, view: View, edit: Edit) -> Answer:
         """Change the slots; or, where others ask already, ask as well: the race would be lost."""
         others = any(it.key != self._own_ask for it, _, _ in _asked(view))
         if others and (ask := self._asking(view, edit.ask)):
-            answer = self._etcd.txn((), (*ask, *self._reads_without_queue()))
+            answer = self._etcd.txn((), (*ask, *self._reads_after_race()))
             return replace(answer, succeeded=False)
         return self._swap(view, edit)
 
@@ -308,8 +311,8 @@ class Group:
         writes: list[Operation] = [Put(self._key, after)]
         writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
         writes += [Delete(it.key) for it in view.asks]
-        ask, reads = self._asking(view, edit.ask), self._reads_without_queue()
-        answer = self._etcd.txn(compares, (*writes, *self._reads()), (*ask, *reads))
+        lost: list[Operation] = [*self._asking(view, edit.ask), *self._reads_after_race()]
+        answer = self._etcd.txn(compares, (*writes, *self._reads()), lost)
         self.writes += answer.succeeded
         self.races += not answer.succeeded
         return answer
@@ -342,33 +345,29 @@ class Group:
                 return
             with suppress(HostError):
                 answer = self._swap(view, Edit(semaphore=found))
-                after = self._view(answer)
                 if answer.succeeded:
-                    view = after
+                    view = self._view(answer)
                     continue
-                if after.changed == view.changed:  # who was to be offered one has left the queue
+                if _after_race(answer)[0] == view.changed:  # who was offered one left the queue
                     view = self.look()
                     continue
             return  # who won goes on
 
-    def _after_lost_race(self, lost: View, ask: Ask | None, race: int, took: float) -> View:
-        """Return the group as it stands when others had their time, if they are to have it."""
-        if self._served(lost, ask):
-            return lost
-        if self._waited_for_others(lost, ask, race, took) and ask is not None:
+    def _after_lost_race(self, lost: Answer, ask: Ask | None, race: int, took: float) -> View:
+        """Return the group as it stands when others had their time, if they are to have it.
+
+        ``took`` is for how many seconds the race was run.
+        """
+        first = _after_race(lost)[1]
+        others_first = ask is not None and first not in (None, self._own_ask)
+        if others_first or race >= _AT_ONCE:
+            share = self._chance() + (1 if others_first else 0)
+            time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
+        if others_first:
             view = self.look_briefly()
             if self._served(view, ask):
                 return view
         return self.look()  # with the queue: who changes the slots offers what is free
-
-    def _waited_for_others(self, lost: View, ask: Ask | None, race: int, took: float) -> bool:
-        """Wait after a race that was lost in ``took`` seconds, if others are to have the time."""
-        others_first = ask is not None and bool(lost.asks) and lost.asks[0].key != self._own_ask
-        if not others_first and race < _AT_ONCE:
-            return False
-        share = self._chance() + (1 if others_first else 0)
-        time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
-        return True
 
     def _asks_itself(self, view: View) -> bool:
         return any(it.key == self._own_ask for it in view.asks)
@@ -420,6 +419,12 @@ class Group:
             nonces.add(_return_of(found.released))
         now = self._monotonic()
         self._first_seen = {it: self._first_seen.get(it, now) for it in nonces}
+
+
+def _after_race(lost: Answer) -> tuple[int, str | None]:
+    """Return the revision at which the slots were last changed, and the key that asks first."""
+    slots, asks = (it.entry for it in lost.found)
+    return slots.changed if slots else 0, asks.key if asks else None
 
 
 def _return_of(released: Released) -> str:
