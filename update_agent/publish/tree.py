@@ -45,7 +45,7 @@ _FOLDERS = (
 )  # fmt: skip
 
 _SCRIPT = """\
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IS
 import gc
 import sys
 
@@ -57,7 +57,8 @@ gc.freeze()
 gc.enable()
 sys.exit({function}())
 """
-"""Nothing that is imported is ever garbage: to look for some takes a fifth of a program's start."""
+"""Nothing that is imported is ever garbage: to look for some takes a fifth of a program's start.
+Nothing lies in dist-packages either: to look there takes a third of the interpreter's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
