@@ -522,6 +522,21 @@ class Machine:
         self._monitor(f"loadvm {name}")
         self.forget_ssh()
 
+    def keep(self, folder: Path, name: str) -> Path:
+        """Keep the whole running machine in ``folder``, and return it; it stands still meanwhile.
+
+        A machine in a copy of that folder goes on from there: ``power_on(load=name)``.
+        """
+        self.qmp("stop")
+        self.save(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for path in (self.layer, self._variables):
+            shutil.copy(path, folder)
+        self._monitor(f"delvm {name}")
+        self.qmp("cont")
+        return folder
+
     def _monitor(self, command: str) -> None:
         said = self.qmp("human-monitor-command", {"command-line": command})
         if said:

@@ -1,8 +1,9 @@
 """``vm-tests/try``: a machine that updates itself, told on one page while it happens.
 
 What takes long is kept in .cache/vm for the next time, as long as this checkout stays the same: two
-images, the repository, the disk. The machine always begins anew. It is ``host1`` of ``vm-tests/vm``
-and stays there, as does the web server, so that one can look around.
+images, the repository, the disk, and the machine as it was when it had booted and knew of nothing.
+It is ``host1`` of ``vm-tests/vm`` and stays there, as does the web server, so that one can look
+around.
 """
 
 import contextlib
@@ -18,13 +19,14 @@ from typing import Any
 
 import people
 from depot import PRODUCT, Depot
-from machine import Machine, MachineError
+from machine import Machine, MachineError, accelerator
 from releases import Workshop
 
 from update_agent import cli
 from update_agent.errors import HostError
 from update_agent.publish import recipe
 from update_agent.publish.progress import silent
+from update_agent.run import run as run_program
 
 PORT = 2280
 """Of the web server, on the loopback."""
@@ -49,6 +51,9 @@ _LEVEL = 3
 """zstd's: the repository is made for one look, and then thrown away."""
 
 _MB = 1e6
+
+_BOOTED = "booted"
+"""What the machine is kept as, when it has booted the old release."""
 
 _OURS = "made-by-try"
 """A file beside a machine that may be thrown away."""
@@ -90,10 +95,10 @@ def run(seconds: float) -> int:
         disk = people.kept(kept / "disk", lambda: workshop.disk(images[OLD]))
         _want_ours(people.HOME / "host1")
         people.forget("host1")
+        machine = _booted(kept, disk, depot, page)
         depot.start()
-        page.say("serve", f"nginx serves it; the machine finds it at {depot.url}")
-        machine = _new_machine(disk, depot)
-        machine.power_on()
+        page.say("serve", f"nginx serves the repository; the machine finds it at {depot.url}")
+        machine.run("sudo update-agentctl check --no-wait", check=False)  # it may have begun
         _watch_update(machine, page)
     except (MachineError, AssertionError) as error:
         raise HostError(str(error), hint=f"look into {people.HOME}") from error
@@ -158,7 +163,9 @@ def _published(kept: Path, images: Mapping[str, Path], page: Page) -> Depot:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
     depot = Depot(folder=folder, port=PORT)
-    if not done.exists():
+    if done.exists():
+        depot.publish("refresh")  # what was signed for some days may be older
+    else:
         depot.add(images[OLD], OLD, level=_LEVEL)
         depot.add(images[NEW], NEW, OLD, level=_LEVEL)
         depot.promote(NEW, "--reason", "to see it work")
@@ -181,24 +188,44 @@ def _want_ours(folder: Path) -> None:
         )
 
 
-def _new_machine(disk: Path, depot: Depot) -> Machine:
-    machine = people.machine(1, disk, credentials=depot.settings(_SETTINGS))
-    (machine.folder / _OURS).touch()
-    return machine
-
-
 # The machine -------------------------------------------------------------------------------------
 
 
-def _watch_update(machine: Machine, page: Page) -> None:
-    """Tell what happens, from power-on to the confirmed release."""
+def _booted(kept: Path, disk: Path, depot: Depot, page: Page) -> Machine:
+    """Return host1, which runs the old release: booted, or going on where it was kept then."""
+    folder = people.HOME / "host1"
+    kept /= f"booted-{_emulator()}"
+    if kept.exists():
+        shutil.copytree(kept, folder)
+    machine = people.machine(1, disk, credentials=depot.settings(_SETTINGS))
+    (folder / _OURS).touch()
+    if kept.exists():
+        machine.power_on(load=_BOOTED)
+        machine.run(f"sudo date --set=@{time.time():.0f}")
+        page.say("boot", f"{machine.name} goes on where it was kept, when it had booted slot A")
+        return machine
+    machine.power_on()
     machine.wait_for_serial(r"gptprio: slot A: kernel verified")
     page.say("boot", f"{machine.name}: the selector starts slot A")
-    _tell_boot(machine, page)
+    _wait_for_daemon(machine)
+    people.kept(kept, lambda: machine.keep(kept.with_name("keeps"), _BOOTED))
+    return machine
+
+
+def _emulator() -> str:
+    """Return what tells one QEMU from another, that may not go on where the other was."""
+    words = (*accelerator(), run_program(["qemu-system-x86_64", "--version"]))
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:12]
+
+
+def _watch_update(machine: Machine, page: Page) -> None:
+    """Tell what happens, from the first look at the repository to the confirmed release."""
+    _tell(machine, page)
     machine.wait_for_serial(r"gptprio: slot B: kernel verified")
     page.say("reboot", "the selector starts slot B, on trial: one of 3 tries is used")
     machine.leave()
-    end = _tell_boot(machine, page)
+    _wait_for_daemon(machine)
+    end = _tell(machine, page)
     if end["running"] != NEW:
         raise MachineError(f"{machine.name} runs {end['running']}, not {NEW}")
     past = end["history"][0]
@@ -210,9 +237,13 @@ def _watch_update(machine: Machine, page: Page) -> None:
     )
 
 
-def _tell_boot(machine: Machine, page: Page) -> Mapping[str, Any]:
-    """Tell what the daemon does in this boot; return what it said last."""
+def _wait_for_daemon(machine: Machine) -> None:
     machine.wait_for_serial(r"Started .*ssh\.service")
+    machine.run("sudo systemctl start update-agentd")  # returns when it runs
+
+
+def _tell(machine: Machine, page: Page) -> Mapping[str, Any]:
+    """Tell what the daemon does in this boot; return what it said last."""
     said: Mapping[str, Any] = {}
     tell = _Teller(page)
     for said in _statuses(machine):
@@ -225,8 +256,7 @@ def _tell_boot(machine: Machine, page: Page) -> Mapping[str, Any]:
 
 
 def _statuses(machine: Machine) -> Iterator[Mapping[str, Any]]:
-    """Yield what the daemon says, from when it runs until the host goes down."""
-    machine.run("sudo systemctl start update-agentd")  # or wait until it is
+    """Yield what the daemon says, until the host goes down."""
     with contextlib.closing(machine.lines_of("update-agentctl status --watch --json")) as lines:
         for line in lines:
             yield json.loads(line)
