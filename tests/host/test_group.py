@@ -433,12 +433,29 @@ def confirmed(number: int) -> Callable[[View], Edit | Wait]:
     return edit
 
 
-def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
-    etcd: Etcd, etcd1: Cluster
-) -> None:
+def two_hold(etcd: Etcd) -> None:
+    """Let hosts 1 and 2 hold two of three reboot slots."""
     rule(etcd, 3)
     for number in (1, 2):
         Group(etcd, "web").change(taken_by(number))
+
+
+def confirms_against(rival: Callable[[int], None], etcd1: Cluster) -> tuple[int, int, int]:
+    """Let host 1 confirm, and ``rival`` act before each of its requests.
+
+    Returns its lost races, its changes, and its requests.
+    """
+    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
+        fake.before = rival
+        group = Group(other, "web", host=host(1))
+        assert group.change(confirmed(1)) is None
+        return group.races, group.writes, len(fake.seen)
+
+
+def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
+    etcd: Etcd, etcd1: Cluster
+) -> None:
+    two_hold(etcd)
 
     def rival(number: int) -> None:
         if number == 1:
@@ -447,20 +464,15 @@ def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
             assert [it.key for it in Group(etcd, "web").look().asks] == [ASKS + host(1)]
             Group(etcd, "web", host=host(2)).change(confirmed(2))
 
-    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
-        fake.before = rival
-        group = Group(other, "web", host=host(1))
-        assert group.change(confirmed(1)) is None
+    cost = confirms_against(rival, etcd1)
 
     assert {it.confirmed is not None for it in held(etcd).holders.values()} == {True}
-    assert (group.races, group.writes, len(fake.seen)) == (1, 0, 3)  # look, lose, look
+    assert cost == (1, 0, 3)  # look, lose, look
     assert Group(etcd, "web").look().asks == ()
 
 
 def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) -> None:
-    rule(etcd, 3)
-    for number in (1, 2):
-        Group(etcd, "web").change(taken_by(number))
+    two_hold(etcd)
     older = Put(ASKS + host(2), semaphore.encode_ask(asks("release", 2)))
 
     def rival(number: int) -> None:
@@ -469,25 +481,16 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
             Group(etcd, "web")._swap(replace(view, asks=()), Edit(semaphore=held(etcd)))
 
     view = Group(etcd, "web").look()
-    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
-        fake.before = rival
-        group = Group(other, "web", host=host(1))
-        assert group.change(confirmed(1)) is None
+    cost = confirms_against(rival, etcd1)
 
-    assert (group.races, group.writes, len(fake.seen)) == (
-        1,
-        1,
-        5,
-    )  # look, lose, look briefly, look, win
+    assert cost == (1, 1, 5)  # look, lose, look briefly, look, win
     assert set(held(etcd).holders) == {host(1)}
 
 
 def test_where_others_ask_already_a_holder_asks_before_it_writes(
     etcd: Etcd, etcd1: Cluster
 ) -> None:
-    rule(etcd, 3)
-    for number in (1, 2):
-        Group(etcd, "web").change(taken_by(number))
+    two_hold(etcd)
     etcd.txn((), (Put(ASKS + host(2), semaphore.encode_ask(asks("release", 2))),))
 
     def rival(number: int) -> None:
@@ -496,12 +499,9 @@ def test_where_others_ask_already_a_holder_asks_before_it_writes(
             assert both == [ASKS + host(2), ASKS + host(1)]
             Group(etcd, "web").change(same_again)
 
-    with gateway(etcd1.members[0].client) as fake, closing(fake.client()) as other:
-        fake.before = rival
-        group = Group(other, "web", host=host(1))
-        assert group.change(confirmed(1)) is None
+    cost = confirms_against(rival, etcd1)
 
-    assert (group.races, group.writes, len(fake.seen)) == (0, 0, 3)  # look, ask, look
+    assert cost == (0, 0, 3)  # look, ask, look
     assert [it.confirmed for it in held(etcd).holders.values()] == [asks("confirm", 1).at]
 
 
