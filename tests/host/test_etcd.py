@@ -74,6 +74,15 @@ def test_a_prefix_is_read_in_the_order_in_which_keys_came(etcd: Etcd) -> None:
     assert value(etcd, "/tx") == b"x"
 
 
+def test_a_key_is_found_without_its_value(etcd: Etcd) -> None:
+    written_at = etcd.txn((), (Put("/t/a", b"long"),)).revision
+
+    entry = etcd.get(Get("/t/a", values=False)).found[0].entry
+
+    assert entry
+    assert (entry.key, entry.value, entry.changed) == ("/t/a", b"", written_at)
+
+
 @pytest.mark.case(77)
 @pytest.mark.parametrize(
     ("kind", "key", "revision", "holds"),
