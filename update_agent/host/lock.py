@@ -327,7 +327,7 @@ class Lock:
             withdrawn = after != it.semaphore
             return Edit(semaphore=after)
 
-        self._group.change(edit)
+        self._group.change(edit)  # looks again, with the queue, for what becomes free is offered
         if withdrawn:
             logger.warning("withdrawn from hosts that never came for it: %s", ", ".join(lapsed))
         return self._group.look()
