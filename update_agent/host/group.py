@@ -61,6 +61,7 @@ _HELPS = 4
 """Changes that are made for others after one's own."""
 _ASKS = 32
 """Hosts whose asks are served with one change."""
+_NOBODY = Found()
 _UNCLEAR = 3
 """Unclear outcomes of one change after which it is given up."""
 LEASE = 180
@@ -135,6 +136,16 @@ class Edit:
     """What others may do for this host if it loses a race; then that is all of the edit."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lost:
+    """What whoever lost a race knows."""
+
+    changed: int
+    """The revision at which the slots were last changed."""
+    first: str | None
+    """The key that asks first."""
+
+
 class Group:
     """The reboot slots of the group ``name``. Used by one thread at a time."""
 
@@ -180,7 +191,7 @@ class Group:
         if self.host is None:
             return self.look()
         elsewhere = Created(self._queue + self.host, 0)
-        return self._view(self._etcd.txn((elsewhere,), self._reads_without_queue(), self._reads()))
+        return self._view(self._etcd.txn((elsewhere,), self._reads(queue=False), self._reads()))
 
     def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
@@ -201,7 +212,7 @@ class Group:
                 return None
             began = self._monotonic()
             try:
-                answer = self._attempt(view, edited)
+                done = self._attempt(view, edited)
             except UnclearError:
                 self.unsure = True
                 unclear += 1
@@ -209,12 +220,12 @@ class Group:
                     raise
                 view = self.look()
                 continue
-            if answer.succeeded:
+            if isinstance(done, View):
                 self.unsure = False
-                self._help(self._view(answer))
+                self._help(done)
                 return None
             took = self._monotonic() - began
-            view = self._after_lost_race(answer, edited.ask, race, took)
+            view = self._after_lost_race(done, edited.ask, race, took)
             if self._served(view, edited.ask):
                 self.unsure = False
                 return None
@@ -278,44 +289,45 @@ class Group:
         """The key by which this host asks for something."""
         return self._asks + self.host if self.host else None
 
-    def _reads(self) -> tuple[Get, ...]:
-        head = Get(self._queue, prefix=True, limit=_HEAD)
-        own = (Get(self._queue + self.host),) if self.host else ()
-        return (*self._reads_without_queue(), head, *own)
-
-    def _reads_without_queue(self) -> tuple[Get, ...]:
-        asks = Get(self._asks, prefix=True, limit=_ASKS)
-        own = (Get(self._own_ask),) if self._own_ask else ()
-        return (Get(self._key), asks, *own)
+    def _reads(self, *, queue: bool = True) -> tuple[Get, ...]:
+        """Return what is read to see the group, with the head of its queue or without."""
+        reads = [Get(self._key), Get(self._asks, prefix=True, limit=_ASKS)]
+        if self._own_ask:
+            reads += [Get(self._own_ask), Get(f"{self._queue}{self.host}")]
+        if queue:
+            reads.append(Get(self._queue, prefix=True, limit=_HEAD))
+        return tuple(reads)
 
     def _reads_after_race(self) -> tuple[Get, ...]:
         """Return what whoever lost wants to know: when the slots changed, and who asked first."""
         return (Get(self._key, values=False), Get(self._asks, prefix=True, limit=1, values=False))
 
-    def _attempt(self, view: View, edit: Edit) -> Answer:
+    def _attempt(self, view: View, edit: Edit) -> View | _Lost:
         """Change the slots; or, where others ask already, ask as well: the race would be lost."""
         others = any(it.key != self._own_ask for it, _, _ in _asked(view))
         if others and (ask := self._asking(view, edit.ask)):
-            answer = self._etcd.txn((), (*ask, *self._reads_after_race()))
-            return replace(answer, succeeded=False)
+            return _lost(self._etcd.txn((), (*ask, *self._reads_after_race())))
         return self._swap(view, edit)
 
-    def _swap(self, view: View, edit: Edit) -> Answer:
+    def _swap(self, view: View, edit: Edit) -> View | _Lost:
         leaves = edit.leaves
         waiting = _understood(view.head)  # no more of them than are needed
         others = (it for it in waiting if not leaves or it.host != leaves.host)
         after, turn = self._offered(edit.semaphore, others)
+        gone = [self._queue + it.host for it in (*turn, *([leaves] if leaves else []))]
+        queue = _behind(view, gone)
+        full = len(edit.semaphore.holders) + len(turn) >= edit.semaphore.slots
+        known = full and bool(queue.entries)  # and in its order: who comes now stands behind them
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         compares += [Created(self._queue + it.host, it.created) for it in turn]
         compares += [Unchanged(entry.key, entry.changed) for entry, _, _ in _asked(view)]
         writes: list[Operation] = [Put(self._key, after)]
-        writes += [Delete(self._queue + it.host) for it in (*turn, *([leaves] if leaves else []))]
-        writes += [Delete(it.key) for it in view.asks]
+        writes += [Delete(it) for it in (*gone, *(it.key for it in view.asks))]
         lost: list[Operation] = [*self._asking(view, edit.ask), *self._reads_after_race()]
-        answer = self._etcd.txn(compares, (*writes, *self._reads()), lost)
+        answer = self._etcd.txn(compares, (*writes, *self._reads(queue=not known)), lost)
         self.writes += answer.succeeded
         self.races += not answer.succeeded
-        return answer
+        return self._view(answer, queue=queue) if answer.succeeded else _lost(answer)
 
     def _offered(
         self, found: Semaphore, queue: Iterable[Waiting]
@@ -344,22 +356,21 @@ class Group:
             if found == view.semaphore and not turn:
                 return
             with suppress(HostError):
-                answer = self._swap(view, Edit(semaphore=found))
-                if answer.succeeded:
-                    view = self._view(answer)
+                done = self._swap(view, Edit(semaphore=found))
+                if isinstance(done, View):
+                    view = done
                     continue
-                if _after_race(answer)[0] == view.changed:  # who was offered one left the queue
+                if done.changed == view.changed:  # who was offered one left the queue
                     view = self.look()
                     continue
             return  # who won goes on
 
-    def _after_lost_race(self, lost: Answer, ask: Ask | None, race: int, took: float) -> View:
+    def _after_lost_race(self, lost: _Lost, ask: Ask | None, race: int, took: float) -> View:
         """Return the group as it stands when others had their time, if they are to have it.
 
         ``took`` is for how many seconds the race was run.
         """
-        first = _after_race(lost)[1]
-        others_first = ask is not None and first not in (None, self._own_ask)
+        others_first = ask is not None and lost.first not in (None, self._own_ask)
         if others_first or race >= _AT_ONCE:
             share = self._chance() + (1 if others_first else 0)
             time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
@@ -386,11 +397,13 @@ class Group:
         there = any((it.key, it.value) == (put.key, put.value) for it in view.asks)
         return [] if there else [put]
 
-    def _view(self, answer: Answer) -> View:
+    def _view(self, answer: Answer, queue: Found = _NOBODY) -> View:
+        """Return what ``answer`` shows; ``queue`` is what is known of it where it was not read."""
         parts = iter(answer.found)
         slots, asks = next(parts), next(parts)
-        asking = asks.entries + (next(parts).entries if self.host else ())
-        head, own = next(parts, Found()), next(parts, Found())
+        own_ask, own = (next(parts), next(parts)) if self.host else (_NOBODY, _NOBODY)
+        queue = next(parts, queue)
+        asking = (*asks.entries, *own_ask.entries)
         found, broken = None, None
         if slots.entry:
             try:
@@ -403,9 +416,9 @@ class Group:
             semaphore=found,
             broken=broken,
             changed=slots.entry.changed if slots.entry else 0,
-            head=_directly_below(self._queue, head.entries),
+            head=_directly_below(self._queue, queue.entries),
             own=own.entry,
-            waiting=head.count,
+            waiting=queue.count,
             asks=_directly_below(self._asks, {it.key: it for it in asking}.values()),
             cluster=answer.cluster,
             revision=answer.revision,
@@ -421,10 +434,15 @@ class Group:
         self._first_seen = {it: self._first_seen.get(it, now) for it in nonces}
 
 
-def _after_race(lost: Answer) -> tuple[int, str | None]:
-    """Return the revision at which the slots were last changed, and the key that asks first."""
-    slots, asks = (it.entry for it in lost.found)
-    return slots.changed if slots else 0, asks.key if asks else None
+def _lost(answer: Answer) -> _Lost:
+    slots, asks = (it.entry for it in answer.found)
+    return _Lost(changed=slots.changed if slots else 0, first=asks.key if asks else None)
+
+
+def _behind(view: View, gone: Sequence[str]) -> Found:
+    """Return the head of the queue without the keys ``gone``."""
+    entries = tuple(it for it in view.head if it.key not in gone)
+    return Found(entries=entries, count=view.waiting - len(view.head) + len(entries))
 
 
 def _return_of(released: Released) -> str:
