@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +534,12 @@ def _session(access: Access) -> requests.Session:
     return session
 
 
+@lru_cache(maxsize=64)
+def _blank(url: str) -> requests.PreparedRequest:
+    """Return a request without a body: to make one anew costs more than to fill one in."""
+    return requests.Request("POST", url).prepare()
+
+
 def _posted(
     session: requests.Session,
     url: str,
@@ -541,7 +548,9 @@ def _posted(
     deadline: _Deadline,
 ) -> requests.Response:
     """Send a request, and return the answer as far as its headers."""
-    made = requests.Request("POST", url, data=json.dumps(body), headers=headers).prepare()
+    made = _blank(url).copy()
+    made.headers.update(headers)
+    made.prepare_body(json.dumps(body), None)
     with connection.watched(deadline):
         return session.send(
             made, timeout=deadline.left(), stream=True, allow_redirects=False,
