@@ -306,13 +306,13 @@ def test_headers_without_an_end_are_cut_off(server: Server) -> None:
 @pytest.mark.case(99)
 def test_who_comes_too_fast_is_told_when_to_come_again(tmp_path: Path) -> None:
     with serving(tmp_path, "--report-rate", "1") as server:
-        batch = document.encode(Batch(reports=tuple(report(it) for it in range(1, 11))))
+        batch = document.encode(Batch(reports=tuple(report(it) for it in range(1, 101))))
         first = server.ask("POST", "/v1/reports", by="hosts", data=batch)
         second = server.ask("POST", "/v1/reports", by="hosts", data=batch)
 
     assert first.status_code == 200
     assert second.status_code == 429
-    assert 1 <= int(second.headers["retry-after"]) <= 11
+    assert 1 <= int(second.headers["retry-after"]) <= 101
     assert second.json()["error"] == "more than 1 reports a second from one address"
 
 

@@ -197,6 +197,30 @@ def test_a_form_changes_a_channel_with_its_reason(server: Server, ann: Person) -
     assert "first operator" in text_of(ann.look("/audit"))
 
 
+def test_what_is_in_quarantine_says_so_and_can_be_resumed(
+    server: Server, ann: Person, team: Team
+) -> None:
+    team.do("channel", "quarantine", "stable", "1.0.0", "--reason", "loses the clock")
+    seen = ann.look("/channels/stable")
+
+    resumed = ann.send("/channels/stable/resume", reason="it was the battery")
+
+    assert "quarantined" in text_of(seen)
+    assert "offered to all" in text_of(resumed.text)
+    assert server.api("/v1/channels/stable")["channel"]["quarantined"] == []
+
+
+def test_a_halt_is_undone_from_the_command_line_as_well(
+    server: Server, ann: Person, team: Team
+) -> None:
+    ann.send("/channels/stable/halt", reason="rack 7 is gone")
+
+    team.do("channel", "resume", "stable", "--reason", "rack 7 is back")
+
+    channel = server.api("/v1/channels/stable")["channel"]
+    assert (channel["rollout"]["paused"], channel["quarantined"]) == (None, [])
+
+
 def test_a_form_that_cannot_be_done_keeps_what_was_typed(server: Server, ann: Person) -> None:
     answer = ann.send(
         "/channels/stable/promote", version="1.1.0", waves="10% 5%", reason='my "reason"'

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from tests.server.process import NOON, PATIENCE, Server, host_named, report, serving
 from update_agent.agent.reports import sender
 from update_agent.core import document
-from update_agent.core.report import Batch
+from update_agent.core.report import Batch, Ended
 from update_agent.core.settings import NetworkSettings, Reports, Settings
 from update_agent.core.version import Version
 from update_agent.server import figures, tables
@@ -337,6 +337,32 @@ def test_what_is_months_old_is_forgotten_and_the_host_is_not(tmp_path: Path) -> 
         assert tables.forget(connection, before, limit=9) == 0
         assert len(figures.timeline(connection, host_named(1))) == 1
         assert figures.page(connection, figures.Wanted()).total == 2
+    database.close()
+
+
+def _fell_back(number: int) -> Ended:
+    return Ended(
+        attempt=f"{number:032x}", running=Version("1.0.0"), version=Version("1.1.0"), began=NOON,
+        ended=NOON, outcome="fell-back", why="not healthy", log="", fetched=1, saved=2,
+    )  # fmt: skip
+
+
+def test_an_old_attempt_that_its_host_tells_of_again_does_not_come_as_new(tmp_path: Path) -> None:
+    first, second = (_fell_back(it) for it in (1, 2))
+    database = tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    with database.begin() as connection:
+        store(database, connection, [report(1, 1, ended=first), report(2, 1, ended=first)], NOON)
+        store(database, connection, [report(1, 2, ended=second)], NOON + timedelta(hours=1))
+        later = NOON + timedelta(days=91)
+        tables.forget(connection, int((later - timedelta(days=90)).timestamp()), limit=9)
+
+        store(database, connection, [report(2, 3, ended=first)], later)
+
+        assert [it.attempt for it in figures.attempts_of(connection, host_named(1))] == [
+            second.attempt
+        ]
+        since = int((NOON + timedelta(days=1)).timestamp())
+        assert figures.failures(connection, "stable", since) == []
     database.close()
 
 

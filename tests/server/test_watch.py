@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import sqlalchemy as sql
 
 from tests.publisher import Team, seen_by_us
 from tests.server.town import NEW, OLD, Town, town
-from update_agent.core.budget import Budget
+from update_agent.core.budget import Budget, Tally
+from update_agent.core.channel import Change
+from update_agent.errors import HostError
 from update_agent.server import desk, figures
-from update_agent.server.site import Site
+from update_agent.server.tables import rollouts
 from update_agent.server.watch import News, webhook
 
 HOSTS = range(1, 1001)
@@ -69,6 +72,30 @@ def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:
     assert "3 did not come back" in here.paused()
 
 
+def test_hosts_that_never_come_back_count_as_long_as_the_rollout_runs(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.away(range(101, 104))
+    here.now += timedelta(hours=25)
+    here.ended(range(1, 98), "confirmed")
+    here.look()
+
+    assert "3 of 100 hosts that tried 1.1.0 failed" in here.paused()
+
+
+def test_a_server_that_was_off_takes_nobody_for_lost_before_it_has_listened(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "confirmed")
+    here.away(range(101, 104))
+    here.now += timedelta(hours=2)
+    here.site = replace(here.site, began=here.now)
+
+    here.passes(minutes=29)
+    assert here.paused() == ""
+    here.passes(minutes=1)
+
+    assert "3 did not come back" in here.paused()
+
+
 def test_hosts_that_came_back_and_are_never_confirmed_halt_a_rollout(here: Town) -> None:
     here.promote(SLOWLY)
     here.ended(range(1, 101), "confirmed")
@@ -108,6 +135,23 @@ def test_who_resumes_after_a_halt_is_not_halted_again_for_the_same(here: Town) -
     here.ended(range(101, 201), "fell-back")
     here.passes(minutes=1)
     assert here.paused()
+
+
+def test_who_resumes_what_a_person_halted_is_not_halted_for_what_failed_before(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 56), "confirmed")
+    here.ended(range(56, 61), "fell-back")
+    here.act(desk.Halt(reason="too many for my taste"))
+    here.passes(minutes=1)
+    here.ended(range(61, 102), "confirmed")
+
+    here.act(desk.Resume(reason="a switch was broken"))
+    here.passes(minutes=1)
+
+    assert here.paused() == ""
+    tally = desk.tally(here.site, here.channel, desk.account(here.site, "stable"))
+    assert tally
+    assert tally.failed == 0
 
 
 def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
@@ -159,43 +203,45 @@ def test_a_budget_set_while_the_server_looks_is_kept(here: Town) -> None:
     seen_before = desk.current(here.site, here.channel)
 
     desk.set_budget(here.site, "stable", LAB, author="ann")
-    desk.keep_count(here.site, "stable", replace(seen_before, halted=True))
+    desk.keep_count(here.site, "stable", seen_before)
 
-    kept = desk.account(here.site, "stable")
-    assert (kept.budget, kept.version, kept.halted) == (LAB.budget, "1.1.0", True)
+    assert desk.account(here.site, "stable") == replace(seen_before, budget=LAB.budget)
 
 
-def test_what_the_server_sees_while_a_budget_is_set_is_kept(
-    here: Town, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_server_sees_stays_when_a_budget_is_set(here: Town) -> None:
     here.promote(SLOWLY)
     here.look()
-    read = desk.account
+    seen = desk.account(here.site, "stable")
 
-    def overtaken(site: Site, name: str) -> desk.Account:
-        it = read(site, name)
-        desk.keep_count(site, name, replace(it, halted=True))
-        return it
-
-    monkeypatch.setattr(desk, "account", overtaken)
     desk.set_budget(here.site, "stable", LAB, author="ann")
 
-    kept = read(here.site, "stable")
-    assert (kept.budget, kept.version, kept.halted) == (LAB.budget, "1.1.0", True)
+    assert desk.account(here.site, "stable") == replace(seen, budget=LAB.budget)
+
+
+def test_a_budget_that_makes_no_sense_can_be_set_anew(here: Town) -> None:
+    desk.set_budget(here.site, "stable", LAB, author="ann")
+    with here.site.database.begin() as connection:
+        connection.execute(sql.update(rollouts).values(budget='{"format": 2}'))
+    with pytest.raises(HostError, match="budget of stable") as raised:
+        desk.account(here.site, "stable")
+    assert raised.value.hint == "set the budget anew"
+
+    desk.set_budget(here.site, "stable", LAB, author="ann")
+
+    assert desk.account(here.site, "stable").budget == LAB.budget
 
 
 def test_a_new_release_begins_with_a_new_account(here: Town) -> None:
     here.promote()
     here.ended(range(1, 101), "fell-back")
     here.look()
-    before = desk.account(here.site, "stable")
+    now = Change(time=here.now + timedelta(hours=1), author="ann", what="promoted 1.0.0")
+    promoted = here.channel.promote(OLD, now, downgrade_from=[NEW])
 
-    after = desk.current(here.site, here.channel.promote(
-        OLD, here.channel.changes[-1], downgrade_from=[NEW]
-    ))  # fmt: skip
+    after = desk.current(here.site, promoted)
 
-    assert before.halted
-    assert (after.version, after.halted) == ("1.0.0", False)
+    assert (after.version, after.counted_from) == ("1.0.0", int(now.time.timestamp()))
+    assert desk.tally(here.site, promoted, after) == Tally(hosts=1000, running=1000)
 
 
 @pytest.mark.case(101)

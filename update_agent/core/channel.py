@@ -24,6 +24,9 @@ MAX_SIZE = 64 * 1024
 BY_WAVES = "update-server: waves"
 """Author of a pause that ends by itself, once enough hosts run the release; people's do not."""
 
+RESUMED = "resumed"
+"""What the change of ``go_on`` is called; failures of a rollout are counted from the newest on."""
+
 _REMEMBERED = 20
 """Changes that a document tells of."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.core import document, plan
-from update_agent.core.channel import Change, Channel
+from update_agent.core.channel import RESUMED, Change, Channel
 from update_agent.core.rollout import RING, percent, place
 from update_agent.errors import HostError
 from update_agent.publish import channels, verbs
@@ -55,7 +55,9 @@ def add_verbs(verb: ArgumentParser) -> None:
     add("pause", "offer the release to no further host", run_pause,
         "Offer the release to no further host. Hosts that were offered it go on.",
         reason=True)  # fmt: skip
-    add("resume", "go on where the pause began", run_resume)
+    add("resume", "go on after a pause or a halt", run_resume,
+        "Go on where the pause began; after a halt, the release leaves quarantine too. Failures of"
+        " the rollout are counted anew from here on.")  # fmt: skip
     quarantine = add("quarantine", "let no further host install a version, forced or not",
                      run_quarantine, reason=True)  # fmt: skip
     quarantine.add_argument("version", type=verbs.version, metavar="VERSION",
@@ -131,10 +133,10 @@ def run_pause(options: Namespace) -> int:
 
 
 def run_resume(options: Namespace) -> int:
-    """Go on where the pause began."""
+    """Go on after a pause or a halt."""
     repository = verbs.opened(options)
-    change = _change(options, repository, "resumed")
-    return _edit(options, repository, lambda it: it.resume(change))
+    change = _change(options, repository, RESUMED)
+    return _edit(options, repository, lambda it: it.go_on(change))
 
 
 def run_quarantine(options: Namespace) -> int:

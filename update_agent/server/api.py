@@ -255,7 +255,7 @@ def routes() -> list[Route]:
 def _handler(it: Endpoint) -> Callable[[Request], Any]:
     async def handle(request: Request) -> Response:
         site: Site = request.app.state.site
-        holder = guard.want(site.tokens, guard.bearer(request), it.role)
+        holder = await guard.want(site.tokens, guard.bearer(request), it.role)
         body: object = None
         if it.body:
             data = await guard.body(request, _BODY)

@@ -83,7 +83,7 @@ async def take_reports(request: Request) -> Response:
     """Keep the reports of a host, and say so when they are durable."""
     site = site_of(request)
     if not guard.certified(request):
-        guard.want(site.tokens, guard.bearer(request), Role.FLEET)
+        await guard.want(site.tokens, guard.bearer(request), Role.FLEET)
     data = await guard.body(request, report.MAX_SIZE)
     reports, refused_ones = report.read(data)
     site.rates.check(request.client.host if request.client else "", len(reports))

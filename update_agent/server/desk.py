@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from update_agent.core import document, plan
 from update_agent.core.budget import Budget, Tally
-from update_agent.core.channel import BY_WAVES, Change, Channel
+from update_agent.core.channel import BY_WAVES, RESUMED, Change, Channel
 from update_agent.core.document import MAX_TEXT, DocumentError, Text, Time
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
@@ -85,7 +85,7 @@ class Resume:
     """Go on after a pause or a halt."""
 
     reason: Because
-    what = "resumed"
+    what = RESUMED
 
     def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
         """Return the channel without a pause."""
@@ -177,8 +177,6 @@ class Account:
     budget: Budget
     version: str | None
     counted_from: int
-    halted: bool
-    """By this server, and not resumed since."""
 
 
 def account(site: Site, name: str) -> Account:
@@ -186,33 +184,28 @@ def account(site: Site, name: str) -> Account:
     with site.database.read() as connection:
         row = connection.execute(sql.select(rollouts).where(rollouts.c.channel == name)).first()
     if row is None:
-        return Account(budget=Budget(), version=None, counted_from=0, halted=False)
+        return Account(budget=Budget(), version=None, counted_from=0)
     try:
         budget = document.decode(row.budget.encode(), Budget, f"budget of {name}")
     except DocumentError as error:
         raise HostError(str(error), hint="set the budget anew") from error
-    return Account(
-        budget=budget, version=row.version, counted_from=row.counted_from, halted=row.halted
-    )
+    return Account(budget=budget, version=row.version, counted_from=row.counted_from)
 
 
 def keep_count(site: Site, name: str, kept: Account) -> None:
     """Store what a channel's rollout is held to; its budget is whoever sets it's to change."""
-    _keep(
-        site, name, kept, version=kept.version, counted_from=kept.counted_from, halted=kept.halted
-    )
+    _keep(site, name, kept, version=kept.version, counted_from=kept.counted_from)
 
 
-def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> Account:
+def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> None:
     """Say what the rollouts of the channel ``name`` may cost. Raises HostError."""
     channels.find(site.repository(), name)
-    kept = replace(account(site, name), budget=wanted.budget)
-    _keep(site, name, kept, budget=_written(kept.budget))
+    first = Account(budget=wanted.budget, version=None, counted_from=0)
+    _keep(site, name, first, budget=_written(wanted.budget))  # whatever was there before
     note(
         site, name, author=author, action="budget", reason=wanted.reason,
         result=document.encode(wanted.budget).decode().replace("\n", ""),
     )  # fmt: skip
-    return kept
 
 
 def _keep(site: Site, name: str, kept: Account, **changed: object) -> None:
@@ -223,7 +216,7 @@ def _keep(site: Site, name: str, kept: Account, **changed: object) -> None:
     """
     row = {
         "channel": name, "budget": _written(kept.budget),
-        "version": kept.version, "counted_from": kept.counted_from, "halted": kept.halted,
+        "version": kept.version, "counted_from": kept.counted_from,
     }  # fmt: skip
     insert = site.database.insert(rollouts).values(row)
     with site.database.begin() as connection:
@@ -250,14 +243,13 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
 def current(site: Site, it: Channel) -> Account:
     """Return the account of what the channel ``it`` offers now, as of its newest promotion.
 
-    After a halt that somebody resumed, counting begins anew: whoever did it has looked.
+    Whoever resumed it since has looked: counting began anew there.
     """
     kept = account(site, it.channel)
     if it.version is None or it.rollout is None:
         return kept
-    started = int(it.rollout.started.timestamp())
-    if kept.version != it.version.text or kept.counted_from < started:
-        return replace(kept, version=it.version.text, counted_from=started, halted=False)
-    if kept.halted and not it.rollout.paused:
-        return replace(kept, counted_from=int(site.now().timestamp()), halted=False)
-    return kept
+    resumed = (int(each.time.timestamp()) + 1 for each in it.changes if each.what == RESUMED)
+    since = max((int(it.rollout.started.timestamp()), *resumed))
+    if kept.version == it.version.text and kept.counted_from >= since:
+        return kept
+    return replace(kept, version=it.version.text, counted_from=since)

@@ -17,7 +17,7 @@ from update_agent.core.reason import Reason
 from update_agent.server.tables import attempts, audit, events, hosts, samples
 
 LATELY = 86400
-"""Seconds; a host that was not heard of for longer counts for no rollout."""
+"""Seconds; a host that was not heard of for longer is counted no more, unless it failed."""
 _AWAY = ("rebooting", "trial")
 """States between an old release and a new one that is confirmed."""
 _FAILED = ("fell-back", "refused")
@@ -334,7 +334,7 @@ def tally(
     quiet = hosts.c.seen <= now - budget.silence
     away = connection.execute(
         sql.select(_count(quiet).label("silent"), _count(sql.not_(quiet)).label("stuck")).where(
-            lately, hosts.c.state.in_(_AWAY), hosts.c.target == version,
+            hosts.c.channel == channel, hosts.c.state.in_(_AWAY), hosts.c.target == version,
             hosts.c.changed >= since, hosts.c.changed <= now - budget.silence,
         )
     ).one()  # fmt: skip

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from update_agent.core.bucket import Bucket
+from update_agent.core.report import MAX_REPORTS
 from update_agent.server.tokens import Role, Token, Tokens
 
 COOKIE = "update-server"
@@ -31,19 +32,22 @@ _ADDRESSES = 10_000
 
 
 class Rates:
-    """How fast each address may come: ``rate`` a second, after a burst of ten seconds' worth."""
+    """How fast each address may come: ``rate`` a second, after a burst of ten seconds' worth.
+
+    A burst is never smaller than the largest batch, which is taken whole or not at all.
+    """
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
+        self._burst = max(10 * rate, MAX_REPORTS)
         self._clock = clock
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
     def check(self, address: str, count: int = 1) -> None:
         """Raise HTTPException 429 for who comes too fast."""
         now = self._clock()
-        burst = self._rate * 10
         bucket = self._buckets.pop(address, None) or Bucket(
-            rate=self._rate, burst=burst, level=burst, since=now
+            rate=self._rate, burst=self._burst, level=self._burst, since=now
         )
         taken, wait = bucket.take(count, now)
         self._buckets[address] = bucket if wait else taken
@@ -86,14 +90,14 @@ def bearer(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def want(tokens: Tokens, token: str | None, role: Role) -> Token:
+async def want(tokens: Tokens, token: str | None, role: Role) -> Token:
     """Return who it is. Raises HTTPException 401 for nobody, 403 for who may not do this."""
     if not token:
         raise HTTPException(
             HTTPStatus.UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN",
             {"www-authenticate": "Bearer"},
         )  # fmt: skip
-    holder = tokens.holder(token)
+    holder = await tokens.holder(token)
     if holder is None:
         raise HTTPException(
             HTTPStatus.UNAUTHORIZED, "this token is not valid (any more)",

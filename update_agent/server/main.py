@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -40,6 +41,8 @@ _PATIENCE = 10
 _KEEP_ALIVE = 75
 """Seconds; longer than proxies keep theirs, who would else find it closed."""
 _MAX_CONNECTIONS = 4000
+_OTHER_FILES = 200
+"""Open at one time, beside connections: of the repository, the database, the threads."""
 
 _EPILOG = """\
 from nothing to a working server:
@@ -195,7 +198,7 @@ def run_serve(options: Namespace) -> int:
     site = Site(
         folder=options.repository, keys=tuple(options.keys or named_folders()),
         database=database, tokens=tokens,
-        intake=Intake(database, now), now=now,
+        intake=Intake(database, now), now=now, began=now(),
         rates=Rates(options.report_rate or float("inf")),
     )  # fmt: skip
     site.meters.registry.register(Gauges(site))
@@ -206,6 +209,7 @@ def run_serve(options: Namespace) -> int:
 
 
 def _listen(options: Namespace, site: Site) -> int:
+    connections = min(_MAX_CONNECTIONS, _may_open() - _OTHER_FILES)
     with _listener(options) as listener:
         config = uvicorn.Config(
             application(
@@ -217,7 +221,7 @@ def _listen(options: Namespace, site: Site) -> int:
             proxy_headers=bool(options.behind_proxy),
             forwarded_allow_ips=options.behind_proxy or "",
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=_PATIENCE,
-            limit_concurrency=_MAX_CONNECTIONS, backlog=2048,
+            limit_concurrency=connections, backlog=2048,
             ssl_certfile=options.cert, ssl_keyfile=options.key,
             ssl_ca_certs=options.client_ca and str(options.client_ca),
             ssl_cert_reqs=ssl.CERT_OPTIONAL if options.client_ca else ssl.CERT_NONE,
@@ -233,6 +237,13 @@ def _listen(options: Namespace, site: Site) -> int:
         print(f"serving {options.repository} at {scheme}://{shown}:{port}", flush=True)
         _Server(config).run(sockets=[listener])
     return 0
+
+
+def _may_open() -> int:
+    """Return how many files this process may have open, which is as many as it is allowed."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 class _Server(uvicorn.Server):

@@ -157,10 +157,10 @@ def status(seen: api.View) -> str:
     it = seen.channel
     if it.rollout is None:
         return "offers nothing yet"
+    if it.version in it.quarantined:
+        return "halted" if it.paused else "quarantined"
     if it.paused is None:
         return "rolling out" if seen.open < RING else "offered to all"
-    if it.version in it.quarantined:
-        return "halted"
     return "waiting for hosts" if it.paused.author == BY_WAVES else "paused"
 
 
@@ -288,7 +288,7 @@ async def login(request: Request) -> Response:
     if request.method == "GET":
         return _login_page(after, None)
     token = (await _form(request)).get("token", "")
-    holder = site.tokens.holder(token)
+    holder = await site.tokens.holder(token)
     if holder is None or not holder.role.allows(Role.VIEWER):
         return _login_page(after, "no viewer or operator has this token", HTTPStatus.FORBIDDEN)
     answer = RedirectResponse(after, HTTPStatus.SEE_OTHER)
@@ -315,7 +315,7 @@ async def _visit(request: Request, role: Role) -> "Visit | Response":
     """Return who it is, or the way to log in."""
     site: Site = request.app.state.site
     token = request.cookies.get(guard.COOKIE, "")
-    holder = site.tokens.holder(token) if token else None
+    holder = await site.tokens.holder(token) if token else None
     if holder is None:
         if request.method != "GET":
             return RedirectResponse("/login", HTTPStatus.SEE_OTHER)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sql
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,11 +21,13 @@ from update_agent.errors import HostError
 
 metadata = MetaData()
 
-SCHEMA = 1
+SCHEMA = 2
 """Goes up when tables change so that an older server cannot use them."""
 
 _BUSY = 10.0
 """Seconds that SQLite waits for another writer."""
+_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+"""Seconds, and milliseconds, that PostgreSQL may be silent; the URL may say otherwise."""
 
 Number = BigInteger().with_variant(Integer, "sqlite")
 """64 bits on both."""
@@ -145,9 +147,8 @@ rollouts = Table(
     Column("budget", Text, nullable=False),
     Column("version", Text),
     Column("counted_from", Number, nullable=False),
-    Column("halted", Boolean, nullable=False),
 )
-"""What a channel's rollout may cost (JSON), since when that is counted, whether it was too much."""
+"""What a channel's rollout may cost (JSON), and since when that is counted."""
 
 
 samples = Table(
@@ -226,11 +227,20 @@ def copy(database: Database, to: Path) -> None:
 
 
 def forget(connection: Connection, before: int, limit: int) -> int:
-    """Remove at most ``limit`` changes and attempts from before that time; return how many."""
-    count = 0
-    for table, key in ((events, events.c.id), (attempts, attempts.c.attempt)):
-        old = sql.select(key).where(table.c.seen < before).limit(limit)
-        count += connection.execute(sql.delete(table).where(key.in_(old))).rowcount
+    """Remove at most ``limit`` changes and attempts from before that time; return how many.
+
+    A host's newest attempt stays: the host tells of it again and again, and it would come as new.
+    """
+    old_events = sql.select(events.c.id).where(events.c.seen < before).limit(limit)
+    newer = attempts.alias()
+    passed = sql.exists().where(newer.c.host == attempts.c.host, newer.c.seen > attempts.c.seen)
+    key = (attempts.c.host, attempts.c.attempt)
+    old_attempts = sql.select(*key).where(attempts.c.seen < before, passed).limit(limit)
+    removals = (
+        sql.delete(events).where(events.c.id.in_(old_events)),
+        sql.delete(attempts).where(sql.tuple_(*key).in_(old_attempts)),
+    )
+    count = sum(connection.execute(it).rowcount for it in removals)
     old_samples = sql.delete(samples).where(samples.c.time < before)
     return count + connection.execute(old_samples).rowcount
 
@@ -248,9 +258,11 @@ def moment(seconds: int) -> datetime:
 def _engine(url: str) -> Engine:
     found = sql.make_url(url)
     if found.get_backend_name() == "postgresql":
+        patience = {name: it for name, it in _PATIENCE.items() if name not in found.query}
         return sql.create_engine(
-            found.set(drivername="postgresql+psycopg"), pool_size=8, pool_pre_ping=True
-        )
+            found.set(drivername="postgresql+psycopg"), pool_size=8, pool_pre_ping=True,
+            connect_args=patience,
+        )  # fmt: skip
     if found.get_backend_name() != "sqlite":
         raise DatabaseError(
             f"databases of the kind {found.get_backend_name()} are not known",

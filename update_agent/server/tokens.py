@@ -3,8 +3,8 @@
 A token is 256 bits of chance, so a plain hash of it tells nobody anything, and guessing is vain.
 """
 
+import asyncio
 import secrets
-import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +13,7 @@ from hashlib import sha256
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
+from starlette.concurrency import run_in_threadpool
 
 from update_agent.errors import HostError
 from update_agent.server.tables import Database, moment, seconds, tokens
@@ -53,13 +54,13 @@ class Token:
 
 
 class Tokens:
-    """The tokens in a database. Used from any thread."""
+    """The tokens in a database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[str, Token] = {}
         self._read = -_FRESH
-        self._lock = threading.Lock()
+        self._reading: asyncio.Future[None] | None = None
 
     def add(self, name: str, role: Role, now: datetime) -> str:
         """Make a token and return it: this is the only time that it is seen.
@@ -97,18 +98,24 @@ class Tokens:
             ).all()
         return [_token(row) for row in rows]
 
-    def holder(self, token: str) -> Token | None:
+    async def holder(self, token: str) -> Token | None:
         """Return whose ``token`` it is, if it is valid. Raises DatabaseError."""
-        with self._lock:
-            if time.monotonic() - self._read >= _FRESH:
-                self._known = self._fetched()
-                self._read = time.monotonic()
-            return self._known.get(digest(token))
+        if time.monotonic() - self._read >= _FRESH:
+            await self._read_again()
+        return self._known.get(digest(token))
 
-    def _fetched(self) -> dict[str, Token]:
+    async def _read_again(self) -> None:
+        """Read them in one thread, for all who ask meanwhile; the database may be slow."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(run_in_threadpool(self._fetch))
+        await asyncio.shield(self._reading)
+
+    def _fetch(self) -> None:
+        began = time.monotonic()
         with self._database.read() as connection:
             rows = connection.execute(sql.select(tokens).where(tokens.c.revoked.is_(None))).all()
-        return {row.digest: _token(row) for row in rows}
+        self._known = {row.digest: _token(row) for row in rows}
+        self._read = began
 
 
 def digest(token: str) -> str:

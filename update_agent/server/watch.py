@@ -103,6 +103,8 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     tally = desk.tally(site, it, kept)
     if tally is None:
         return
+    if (site.now() - site.began).total_seconds() < kept.budget.silence:
+        tally = replace(tally, silent=0)  # they may have come back while nobody listened
     verdict = judge(kept.budget, it.version, it.rollout, tally, site.now(), lead=_LEAD)
     deed = _deed(verdict, held=pause is not None)
     if deed is None:
@@ -110,7 +112,6 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     halts = isinstance(deed, desk.Halt)
     edited = desk.act(site, it.channel, deed, BY_BUDGET if halts else BY_WAVES)
     if halts:
-        desk.keep_count(site, it.channel, replace(kept, halted=True))
         site.meters.halts.inc()
     logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
     if edited.changed:
