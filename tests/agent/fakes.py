@@ -81,6 +81,13 @@ class Fakes:
     calls: list[bool] = field(default_factory=list)
     """What comes of listening, in turn."""
     seen: tuple[SlotView, ...] = (A, B)
+    saving: threading.Event | None = None
+    """Nothing is written before it is set."""
+    saves: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """How many saves began."""
+    most_saves: int = 0
+    """At one time."""
+    _saves_now: int = 0
 
     def do(self, what: str) -> None:
         self.did.append(what)
@@ -102,10 +109,13 @@ class Fakes:
             return answer
         self.hurried, self.lockless = hurry, without_lock
         self.do("ask to reboot")
-        return self.permission
+        past = {Reason.WINDOW: hurry, Reason.LOCK: without_lock}
+        return None if self.permission and past.get(self.permission.reason) else self.permission
 
     # Slots
     def boot(self) -> Boot:
+        if "boot" in self.trouble:
+            raise self.trouble["boot"]
         return self.booted
 
     def install(
@@ -165,7 +175,15 @@ class Fakes:
         return self.kept or record.fresh(now)
 
     def save(self, found: Record) -> None:
+        if "save" in self.trouble:
+            raise self.trouble["save"]
+        self._saves_now += 1
+        self.most_saves = max(self.most_saves, self._saves_now)
+        self.saves.release()
+        if self.saving:
+            self.saving.wait()
         self.kept = found
+        self._saves_now -= 1
 
     @property
     def timer(self) -> Timer | None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.agent.fakes import (
     play,
     waiting,
 )
-from update_agent.agent.ports import NotPermittedError
+from update_agent.agent.ports import Installed, NotPermittedError
 from update_agent.core import document, record
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
@@ -431,6 +432,9 @@ def test_a_reboot_that_is_held_back_is_asked_for_again() -> None:
         assert case.state is State.WAITING_TO_REBOOT
         assert case.daemon.record.wait == closed
         assert "arm" not in fakes.did, "a reboot by accident must boot the old release"
+        while fakes.now < opens - FOLLOWS.interval:
+            await case.pass_time()  # no clock is trusted for that long
+        assert case.daemon.record.wait == closed
         fakes.permission = None
         await case.pass_time()
 
@@ -638,3 +642,285 @@ def test_it_ends_though_somebody_does_not_answer_and_asks_again_when_it_begins()
 
     fakes.answer_after = None
     assert play(nothing, fakes, IN_TURN).state is State.REBOOTING
+
+
+# What somebody wished for one update -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [waiting(Reason.UP_TO_DATE), waiting(Reason.PAUSED), BLOCKED])
+def test_what_was_forced_in_vain_forces_no_later_update(first: Offer | UpdateAgentError) -> None:
+    fakes = Fakes(answers=[first, OFFER], permission=HELD)
+
+    async def story(case: Case) -> None:
+        await case.daemon.install(force=True, without_lock=True)
+        await case.settle()
+        await case.pass_time()
+
+    case = play(story, fakes, IN_TURN)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert (fakes.hurried, fakes.lockless) == (False, False)
+    assert [it.forced for it in fakes.asked_for] == [True, False]
+
+
+def test_a_reboot_in_turn_that_was_cancelled_hurries_no_later_one() -> None:
+    fakes = Fakes(answers=[OFFER], permission=HELD)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.daemon.reboot()
+        await case.settle()
+        assert fakes.hurried
+        await case.daemon.cancel()
+        await check(case)
+
+    play(story, fakes, IN_TURN)
+
+    assert not fakes.hurried
+
+
+def test_a_reboot_past_the_lock_that_could_not_be_armed_is_that_once_too() -> None:
+    fakes = Fakes(answers=[OFFER], permission=HELD, trouble={"arm": BLOCKED})
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.daemon.reboot(without_lock=True)
+        await case.settle()
+        assert case.state is State.WAITING_TO_REBOOT
+        fakes.trouble.clear()
+        await case.pass_time()
+
+    case = play(story, fakes, IN_TURN)
+
+    assert case.daemon.record.wait == HELD
+    assert not fakes.lockless
+
+
+def test_what_could_not_be_written_down_is_not_wished_any_more() -> None:
+    full = HostError("no space left on device")
+    fakes = Fakes(answers=[OFFER], permission=HELD)
+
+    async def story(case: Case) -> None:
+        fakes.trouble["save"] = full
+        with pytest.raises(HostError, match="no space left"):
+            await case.daemon.install(force=True, without_lock=True)
+        del fakes.trouble["save"]
+        await check(case)
+
+    play(story, fakes, IN_TURN)
+
+    assert not fakes.lockless
+
+
+# What is left to a person ------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_person_is_armed_once_and_asked_about_again_and_again() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        asked = len(fakes.asked_for)
+        for _ in range(3):
+            await case.pass_time()
+        assert len(fakes.asked_for) == asked + 3
+        assert case.daemon.record.checked == fakes.now
+
+    case = play(story, fakes, BY_PERSON)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert fakes.did.count("arm") == 1
+
+
+@pytest.mark.case(65)
+def test_what_waits_for_a_person_and_is_quarantined_meanwhile_boots_never() -> None:
+    fakes = Fakes(answers=[OFFER, waiting(Reason.QUARANTINED)])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.pass_time()
+
+    case = play(story, fakes, BY_PERSON)
+
+    assert case.state is State.WAITING
+    assert fakes.did[-2:] == ["disarm", "give back"]
+    assert case.daemon.record.history[-1].outcome is Outcome.DROPPED
+
+
+@pytest.mark.parametrize("settings", [BY_PERSON, IMMEDIATE, IN_TURN])
+@pytest.mark.parametrize("without_lock", [False, True])
+def test_nobody_reboots_into_what_is_quarantined(settings: Settings, without_lock: bool) -> None:  # noqa: FBT001
+    fakes = Fakes(answers=[OFFER], permission=HELD)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        fakes.permission = None
+        fakes.answers = [waiting(Reason.QUARANTINED)]
+        await case.daemon.reboot(without_lock=without_lock)
+
+    case = play(story, fakes, settings)
+
+    assert case.state is State.WAITING
+    assert not [it for it in fakes.did if it.startswith("reboot")]
+
+
+# A reboot by accident ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refuses", ["arm", "reboot"])
+def test_an_accident_after_a_reboot_that_was_refused_is_no_fall(refuses: str) -> None:
+    fakes = Fakes(answers=[OFFER], trouble={refuses: BLOCKED})
+    play(check, fakes, IN_TURN)
+    fakes.did.clear()
+    fakes.permission = HELD
+    fakes.booted = Boot(boot_id="b2", root_hash=OLD, successful=True)
+
+    case = play(nothing, fakes, IN_TURN)
+
+    assert (case.state, case.daemon.record.failed) == (State.WAITING_TO_REBOOT, ())
+    assert fakes.did == ["ask to reboot"]
+
+
+def test_a_power_cut_before_the_slot_was_armed_is_no_fall() -> None:
+    class Gone(Fakes):
+        def arm(self) -> None:
+            raise SystemError("the power goes now")
+
+    fakes = Gone(answers=[OFFER])
+    with pytest.raises(SystemError):
+        play(check, fakes)
+    assert fakes.kept
+    assert fakes.kept.state is State.REBOOTING
+    after = Fakes(kept=fakes.kept, answers=[OFFER])
+    after.booted = Boot(boot_id="b2", root_hash=OLD, successful=True, untried=True)
+
+    case = play(nothing, after)
+
+    assert case.state is State.REBOOTING
+    assert after.did == ["disarm", "ask to reboot", "arm", "reboot"]
+
+
+# Two things at once ------------------------------------------------------------------------------
+
+
+def test_several_people_may_ask_for_the_same_at_once() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+
+    async def story(case: Case) -> None:
+        await asyncio.gather(*(case.daemon.check() for _ in range(9)))
+
+    play(story, fakes)
+
+    assert len(fakes.asked_for) == 1
+
+
+def test_several_people_who_reboot_at_once_reboot_once(staged: Fakes) -> None:
+    staged.did.clear()
+
+    async def story(case: Case) -> None:
+        await asyncio.gather(*(case.daemon.reboot() for _ in range(9)))
+
+    assert play(story, staged).state is State.REBOOTING
+    assert staged.did.count("reboot") == 1
+
+
+def test_of_several_people_who_cancel_at_once_one_does(staged: Fakes) -> None:
+    async def story(case: Case) -> None:
+        said = await asyncio.gather(
+            *(case.daemon.cancel() for _ in range(9)), return_exceptions=True
+        )
+        assert [type(it) for it in said if it] == [NotNowError] * 8
+
+    assert play(story, staged).state is State.IDLE
+
+
+def test_a_pause_while_something_else_is_written_down_is_kept_and_so_is_that() -> None:
+    fakes = Fakes(answers=[waiting(Reason.UP_TO_DATE)])
+
+    async def story(case: Case) -> None:
+        fakes.saving = threading.Event()
+        called = [
+            asyncio.ensure_future(it)
+            for it in (case.daemon.check(), case.daemon.pause("lunch"), case.daemon.resume())
+        ]
+        called.append(asyncio.ensure_future(case.daemon.pause("an audit")))
+        await asyncio.to_thread(fakes.saves.acquire)
+        fakes.saving.set()
+        await asyncio.gather(*called)
+
+    case = play(story, fakes)
+
+    assert fakes.kept == case.daemon.record
+    assert case.daemon.record.paused == "an audit"
+    assert case.daemon.record.checked == START
+    assert fakes.most_saves == 1
+
+
+def test_an_installation_cancelled_in_its_last_moment_is_not_booted() -> None:
+    class Late(Fakes):
+        def install(self, *words: Any) -> Installed:  # noqa: ANN401
+            done = super().install(*words)
+            words[-1].set()
+            return done
+
+    fakes = Late(answers=[OFFER])
+
+    case = play(check, fakes)
+
+    assert case.state is State.IDLE
+    assert case.daemon.record.history[-1].outcome is Outcome.DROPPED
+    assert "arm" not in fakes.did
+
+
+# When the writer, or the reboot, does not answer -------------------------------------------------
+
+
+@pytest.mark.case(57)
+def test_a_host_that_cannot_see_its_slots_says_so_and_tries_again() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"boot": HostError("both copies are bad")})
+
+    async def story(case: Case) -> None:
+        wait = case.daemon.record.wait
+        assert wait
+        assert wait.reason is Reason.SLOTS
+        assert "both copies are bad" in wait.sentence
+        for call in (case.daemon.check, case.daemon.resume, case.daemon.rollback):
+            with pytest.raises(NotNowError, match="before it is known"):
+                await call()
+        await case.pass_time()
+        fakes.trouble.clear()
+        await case.pass_time()
+        await check(case)
+
+    assert play(story, fakes).state is State.REBOOTING
+
+
+def test_a_trial_is_looked_at_until_it_is_confirmed_whatever_the_writer_says() -> None:
+    fakes = Fakes(booted=Boot(boot_id="b2", root_hash=NEW, successful=False), answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        fakes.trouble["boot"] = HostError("the disk is busy")
+        for _ in range(3):
+            await case.pass_time()
+        fakes.trouble.clear()
+        fakes.booted = replace(fakes.booted, successful=True)
+        await case.pass_time()
+
+    assert play(story, fakes).state is State.IDLE
+
+
+def test_a_reboot_that_never_comes_is_not_waited_for_for_ever() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert case.state is State.REBOOTING
+        fakes.permission = HELD
+        await case.pass_time()
+
+    case = play(story, fakes)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert case.daemon.record.wait
+    assert case.daemon.record.wait.sentence == "the reboot was begun, and did not come"
+    assert fakes.did[-2:] == ["disarm", "give back"]

@@ -8,10 +8,11 @@ import pytest
 from tests.hosts import V1, Fleet, World, fleet, releases, world
 from tests.web import Web
 from update_agent.agent.ports import Installed, Progress
-from update_agent.agent.slots import WriterSlots, _Watcher
-from update_agent.core import wire
+from update_agent.agent.slots import WriterSlots, _untried, _Watcher
+from update_agent.core import slot, wire
 from update_agent.core.record import Attempt
 from update_agent.core.settings import Settings, Update
+from update_agent.core.slot import BootFlags, Slot, SlotName, Slots
 from update_agent.errors import HostError
 from update_agent.host.http import Limits, Network
 from update_agent.host.offer import Offer
@@ -43,6 +44,40 @@ def test_which_limit_holds_an_installation_back_is_shown(
     watcher.show(wire.Progress(step=step, done=1, size=2, throttled_by=writers))
 
     assert [it.throttled_by for it in shown] == [wanted]
+
+
+# Which slot was tried ----------------------------------------------------------------------------
+
+
+def shown(name: SlotName, flags: BootFlags, *, booted: bool) -> wire.SlotState:
+    return wire.SlotState(
+        slot=name, partition=2, size=4096, booted=booted, priority=flags.priority,
+        tries=flags.tries, successful=flags.successful, state="", unfinished=False,
+    )  # fmt: skip
+
+
+def untried(slots: Slots) -> bool:
+    a, b = (shown(it.name, it.flags, booted=it.name is SlotName.A) for it in slots)
+    return _untried(b, a)
+
+
+def test_flags_tell_that_a_slot_was_armed_until_somebody_disarms_it() -> None:
+    """What each verb and each boot makes of the flags, from the first byte to the last boot."""
+    installed = Slots(
+        a=Slot(name=SlotName.A, number=2, flags=BootFlags(priority=1, successful=True)),
+        b=Slot(name=SlotName.B, number=3),
+    )
+    armed = slot.arm(installed, SlotName.B)
+    started = armed
+    assert untried(installed)
+    assert not untried(armed)  # though never started: it would be next, so it was skipped
+    assert untried(slot.rollback(armed, SlotName.A))  # disarmed
+    for _ in range(3):
+        _, started = slot.boot(started)
+        assert not untried(started)
+    assert untried(slot.rollback(started, SlotName.A))  # by its deadline: the record knows better
+    confirmed = slot.confirm(slot.arm(installed, SlotName.B), SlotName.B)
+    assert not untried(confirmed)
 
 
 # Servers -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The lifecycle: a few ways through it told as stories, and promises about the whole table."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -188,3 +189,15 @@ def test_what_happened_is_seen_from_what_runs(
     found = Boot(boot_id=boot[0], root_hash=boot[1], successful=boot[2])
 
     assert awakened(to, found) is event
+
+
+def test_who_was_never_started_did_not_fall_back() -> None:
+    """The power went between what was written down and the flags."""
+    goal = Goal(root_hash=NEW, armed_in="b1")
+    found = Boot(boot_id="b2", root_hash=OLD, successful=True, untried=True)
+
+    assert awakened(goal, found) is Event.RESTARTED
+    assert awakened(replace(goal, armed=True), found) is Event.FELL_BACK  # at its deadline
+    assert takes(State.REBOOTING, Event.RESTARTED)
+    assert takes(State.WAITING_TO_REBOOT, Event.RESTARTED)
+    assert awakened(goal, replace(found, root_hash=NEW)) is Event.CONFIRMED

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 _ASK_AGAIN = timedelta(minutes=1)
 """After which a reboot that is held back is asked for again, when nobody said a time."""
 
+_NO_REBOOT = timedelta(minutes=15)
+"""After which a reboot that was begun, and did not come, is taken for refused."""
+
 _LONGEST = 4 / 3
 """Of an interval, until the next check at most: a third more, so that hosts spread."""
 
@@ -51,9 +54,36 @@ _OFF = Wait(
     ends="whoever reboots this host",
 )
 
+_GONE = Wait(
+    reason=Reason.INHIBITED,
+    sentence="the reboot was begun, and did not come",
+    ends="the next try",
+)
+
+_AT_REST = (State.IDLE, State.WAITING, State.FAILED, State.TRIAL)
+"""States in which no update is under way; what somebody wished for the last one is over."""
 
 _ROLLS_BACK = (State.IDLE, State.WAITING, State.FAILED, State.TRIAL)
 """States in which the other slot holds a release that ran here, if any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a person asked for, for the update that is under way and for no later one."""
+
+    asked: bool = False
+    """Whatever this host's own pause says."""
+    forced: bool = False
+    """Past waves."""
+    hurry: bool = False
+    """Past the reboot window."""
+    without_lock: bool = False
+    """Past the cluster."""
+    reboot: bool = False
+    """Now, whoever reboots this host otherwise."""
+
+
+_NO_WISH = Wish()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +125,9 @@ class Daemon:
         """Both slots as the writer saw them last, or None when it did not tell."""
         self._world = world
         self._offer: Offer | None = None
-        self._forced = False
-        self._hurry = False
-        self._without_lock = False
-        self._asked = False
+        self._wish = _NO_WISH
         self._cancelled = threading.Event()
+        """Set when nobody wants the installation that is under way."""
         self._stopping = False
         self._timer: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,18 +138,37 @@ class Daemon:
         """Held by one event at a time."""
         self._work = asyncio.Lock()
         """Held by the effects of one step at a time, in the order of the steps."""
+        self._keeping = asyncio.Lock()
+        """Held by one change of the record at a time."""
         self._boot: lifecycle.Boot | None = None
+        """None until the writer told; nothing begins before that."""
+        self._no_reboot: datetime | None = None
+        """When a reboot that was begun is taken for refused."""
 
     async def start(self) -> None:
         """Find out what happened meanwhile, and go on from there."""
         self.record = await asyncio.to_thread(self._world.store.load, self._world.now())
-        self._boot = await asyncio.to_thread(self._world.slots.boot)
-        goal = self.record.attempt.goal if self.record.attempt else None
         if self.settings.update.repository:
             self.next_check = self._first_check()
+        await self._awake()
+
+    async def _awake(self) -> None:
+        """Ask from which slot this host runs; without an answer, show why, and ask again."""
+        try:
+            boot = await asyncio.to_thread(self._world.slots.boot)
+        except UpdateAgentError as error:
+            logger.error("cannot see from which slot this host runs: %s", error)  # noqa: TRY400
+            self.record = self.record.moved(self.record.state, self._world.now(), _blind(error))
+            self._world.tell(self)
+            self._timer = self._world.later(
+                _ASK_AGAIN.total_seconds(), lambda: self._spawn(self._awake())
+            )
+            return
         await self._look()
-        await self.happened(lifecycle.awakened(goal, self._boot))
-        self._schedule()
+        goal = self.record.attempt.goal if self.record.attempt else None
+        async with self._turn:
+            self._boot = boot
+            await self._step(lifecycle.awakened(goal, boot))
 
     async def stop(self) -> None:
         """End all work; what is under way goes on with the next start."""
@@ -141,10 +188,11 @@ class Daemon:
 
     async def check(self) -> None:
         """Ask the repository now; what is under way is it. Raises NotNowError."""
-        if self.record.state is State.CHECKING:
-            return
-        self._want(Event.CHECK, "check")
-        await self.happened(Event.CHECK)
+        try:
+            await self._asked_for(Event.CHECK, "check")
+        except NotNowError:
+            if self.record.state is not State.CHECKING:
+                raise
 
     async def install(self, *, force: bool = False, without_lock: bool = False) -> None:
         """Install what is offered, whatever this host's own pause says.
@@ -155,46 +203,47 @@ class Daemon:
         if force and lifecycle.takes(self.record.state, Event.PERMITTED):
             await self.reboot(without_lock=without_lock)  # only the reboot is waited for
             return
-        self._want(Event.CHECK, "install")
-        self._asked, self._forced, self._hurry = True, force, force
-        self._without_lock = without_lock
-        await self.happened(Event.CHECK)
+        wish = Wish(asked=True, forced=force, hurry=force, without_lock=without_lock)
+        await self._asked_for(Event.CHECK, "install", wish)
 
     async def cancel(self) -> None:
         """Stop an installation, or forget what is staged. Raises NotNowError."""
-        self._want(Event.DROPPED, "cancel")
-        if self.record.state is State.INSTALLING:
-            self._cancelled.set()
-        else:
-            await self.happened(Event.DROPPED, why="cancelled")
+        async with self._turn:
+            self._want(Event.DROPPED, "cancel")
+            if self.record.state is State.INSTALLING:
+                self._cancelled.set()
+            else:
+                await self._step(Event.DROPPED, why="cancelled")
 
     async def pause(self, why: str) -> None:
         """Begin nothing by itself until resumed; what is under way goes on."""
-        await self._keep(replace(self.record, paused=document.line(why) or "no reason given"))
+        self._want_awake("pause")
+        paused = document.line(why) or "no reason given"
+        await self._keep(lambda it: replace(it, paused=paused))
 
     async def resume(self) -> None:
         """Undo ``pause``."""
-        await self._keep(replace(self.record, paused=None))
+        self._want_awake("resume")
+        await self._keep(lambda it: replace(it, paused=None))
         self._schedule()
 
     async def reboot(self, *, without_lock: bool = False) -> None:
         """Boot what is staged, now, whatever the window says. Raises NotNowError.
 
-        Where hosts reboot in turn, as soon as it is this one's, but not ``without_lock``.
+        Where hosts reboot in turn, as soon as it is this one's, but not ``without_lock``. What
+        nobody wants any more is dropped instead.
         """
-        self._want(Event.PERMITTED, "reboot into the new release")
-        if self._in_turn and not without_lock:
-            self._hurry = True
-            await self._perform([Effect.ASK_TO_REBOOT])
-            return
-        self._without_lock = without_lock
-        await self.happened(Event.PERMITTED)
+        async with self._turn:
+            self._want(Event.PERMITTED, "reboot into the new release")
+            self._wish = replace(self._wish, reboot=True, hurry=True, without_lock=without_lock)
+        self._spawn(self._perform([Effect.ASK_TO_REBOOT]))
 
     async def rollback(self, *, without_lock: bool = False) -> None:
         """Boot the release in the other slot again, now, and avoid the one that runs.
 
         Raises NotNowError, HostError when there is none, or when the reboot is held back.
         """
+        self._want_awake("roll back")
         async with self._work:  # no installation begins meanwhile
             if self.record.state not in _ROLLS_BACK:
                 raise NotNowError(
@@ -206,7 +255,7 @@ class Daemon:
             logger.warning("rolling back from %s, as asked", self.host.version)
             try:
                 await asyncio.to_thread(self._world.slots.rollback)
-                await self._keep(self.record.avoiding(self.host.version))
+                await self._keep(lambda it: it.avoiding(self.host.version))
                 await self._look()
                 await asyncio.to_thread(self._world.reboots.reboot, None, without_lock=without_lock)
             except UpdateAgentError:
@@ -223,38 +272,79 @@ class Daemon:
             raise NotPermittedError(wait)
 
     async def confirmed(self) -> None:
-        """Look whether the running release is confirmed, as somebody says."""
-        self._boot = await asyncio.to_thread(self._world.slots.boot)
-        if self.record.state is State.TRIAL and self._boot.successful:
-            await self.happened(Event.CONFIRMED)
+        """Look whether the running release is confirmed, as somebody says. Raises HostError."""
+        boot = await asyncio.to_thread(self._world.slots.boot)
+        async with self._turn:
+            if self.record.state is State.TRIAL and boot.successful:
+                self._boot = boot
+                await self._step(Event.CONFIRMED)
 
     @property
     def _in_turn(self) -> bool:
         """Hosts of a group reboot one after the other."""
         return self.settings.reboot.strategy is Strategy.LOCK
 
+    def _want_awake(self, what: str) -> None:
+        if self._boot is None:
+            raise NotNowError(
+                f"cannot {what} before it is known from which slot this host runs",
+                hint=self.record.wait.sentence if self.record.wait else "in a moment",
+            )
+
     def _want(self, event: Event, what: str) -> None:
+        self._want_awake(what)
         if not lifecycle.takes(self.record.state, event):
             raise NotNowError(f"cannot {what} while {self.record.state}")
 
     # Events --------------------------------------------------------------------------------------
 
     async def happened(self, event: Event, *, wait: Wait | None = None, why: str = "") -> None:
-        """Take one step. The only place that logs a transition, keeps it, or tells anyone."""
+        """Take one step."""
         async with self._turn:
-            step = lifecycle.step(self.record.state, event)
-            logger.info(
-                "%s: %s -> %s%s", event, self.record.state, step.state,
-                f": {wait.sentence if wait else why}" if wait or why else "",
-            )  # fmt: skip
-            moved = self.record.moved(step.state, self._world.now(), wait)
-            for effect in step.effects:
-                moved = self._noted(effect, moved, event, why)
-            if Effect.WARN in step.effects:
-                await self._warn()  # before the failure itself is kept: nothing comes between
-            await self._keep(moved)
+            await self._step(event, wait=wait, why=why)
+
+    async def _may_happen(self, event: Event, *, wait: Wait | None = None, why: str = "") -> None:
+        """Take one step, unless something else happened first."""
+        async with self._turn:
+            if lifecycle.takes(self.record.state, event):
+                await self._step(event, wait=wait, why=why)
+
+    async def _asked_for(self, event: Event, what: str, wish: Wish = _NO_WISH) -> None:
+        """Take one step that somebody wishes. Raises NotNowError."""
+        async with self._turn:
+            self._want(event, what)
+            await self._step(event, wish=wish)
+
+    async def _step(
+        self, event: Event, *, wait: Wait | None = None, why: str = "", wish: Wish | None = None
+    ) -> None:
+        """Take one step: the only place that logs a transition, keeps it, or tells anyone."""
+        step = lifecycle.step(self.record.state, event)
+        logger.info(
+            "%s: %s -> %s%s", event, self.record.state, step.state,
+            f": {wait.sentence if wait else why}" if wait or why else "",
+        )  # fmt: skip
+        if Effect.WARN in step.effects:
+            await self._warn()  # before the failure itself is kept: nothing comes between
+        await self._keep(lambda it: self._moved(it, step, event, wait, why))
+        over = event is Event.NOT_REBOOTED or step.state in _AT_REST
+        self._wish = wish or (_NO_WISH if over else self._wish)
+        self._no_reboot = None
+        if Effect.INSTALL in step.effects:
+            self._cancelled = threading.Event()
+            if self._stopping:
+                self._cancelled.set()
         self._spawn(self._perform(step.effects))
         self._schedule()
+
+    def _moved(
+        self, found: Record, step: lifecycle.Step, event: Event, wait: Wait | None, why: str
+    ) -> Record:
+        """Return the record with what a step writes into it."""
+        moved = found.moved(step.state, self._world.now(), wait)
+        for effect in step.effects:
+            moved = self._noted(effect, moved, event, why)
+        return moved
 
     def _noted(self, effect: Effect, found: Record, event: Event, why: str) -> Record:
         """Return the record with what an effect writes into it."""
@@ -273,20 +363,22 @@ class Daemon:
                         began=now,
                     )
                 )
-            case Effect.ARM if found.attempt and self._boot:  # written before it is done
-                return found.began(replace(found.attempt, armed_in=self._boot.boot_id))
+            case Effect.ARM if self._boot:  # written before it is done
+                return found.arming(self._boot.boot_id)
             case Effect.AVOID if found.attempt:
                 return found.avoiding(found.attempt.version)
             case Effect.END:
-                self._without_lock = False
                 return found.ended(OUTCOMES[event], now, why)
             case _:
                 return found
 
-    async def _keep(self, found: Record) -> None:
-        if found != self.record:
-            await asyncio.to_thread(self._world.store.save, found)
-            self.record = found
+    async def _keep(self, edit: Callable[[Record], Record]) -> None:
+        """Change the record, one change after the other; durable on return."""
+        async with self._keeping:
+            found = edit(self.record)
+            if found != self.record:
+                await asyncio.to_thread(self._world.store.save, found)
+                self.record = found
         self._world.tell(self)
 
     # Effects -------------------------------------------------------------------------------------
@@ -300,7 +392,7 @@ class Daemon:
             except UpdateAgentError as error:
                 if not lifecycle.takes(self.record.state, Event.NOT_REBOOTED):
                     raise  # the record cannot be kept: who begins anew goes on from what is
-                await self.happened(Event.NOT_REBOOTED, wait=_held_back(error))
+                await self._may_happen(Event.NOT_REBOOTED, wait=_held_back(error))
             if _SHOWN.intersection(effects):
                 await self._look()
                 self._world.tell(self)
@@ -312,19 +404,17 @@ class Daemon:
             self.slots = tuple(await asyncio.to_thread(self._world.slots.look))
 
     async def _ask(self) -> None:
-        asked, forced = self._asked, self._forced
-        self._asked = self._forced = False
+        wish = self._wish
         self.next_check = None  # the interval begins with this check
-        host = replace(self.host, failed=frozenset(self.record.failed), forced=forced)
+        host = replace(self.host, failed=frozenset(self.record.failed), forced=wish.forced)
         try:
             offer = await self._questions.ask(self._world.releases.ask, host)
         except UpdateAgentError as error:
-            await self._count(self.record.failures + 1)
+            await self._keep(_failed_once_more)
             await self.happened(Event.HELD, wait=_unanswered(error))
             return
-        self._offer = offer
-        await self._keep(replace(self.record, checked=self._world.now(), failures=0))
-        wait = offer.wait or (None if asked or forced else self._held_here())
+        await self._answered(offer)
+        wait = offer.wait or (None if wish.asked else self._held_here())
         if offer.release and not wait:
             with _survived("cannot ask the cluster whether it is good"):
                 wait = await self._known_bad(offer.release.version)
@@ -334,6 +424,11 @@ class Daemon:
             await self.happened(Event.HELD, wait=wait)
         else:
             await self.happened(Event.OFFERED)
+
+    async def _answered(self, offer: Offer) -> None:
+        """Note that the repository answers."""
+        self._offer, now = offer, self._world.now()
+        await self._keep(lambda it: replace(it, checked=now, failures=0))
 
     def _held_here(self) -> Wait | None:
         """Return why this host's people want nothing to be installed."""
@@ -355,7 +450,7 @@ class Daemon:
         offer, attempt = self._offer, self.record.attempt
         if offer is None or attempt is None:
             raise RuntimeError("an installation needs an offer and an attempt")
-        self._cancelled = cancelled = threading.Event()
+        cancelled = self._cancelled
         loop = asyncio.get_running_loop()
 
         def show(progress: Progress) -> None:
@@ -372,7 +467,7 @@ class Daemon:
                 if not self._stopping:
                     await self.happened(Event.DROPPED, why="cancelled")
                 return
-            await self._count(self.record.failures + 1)
+            await self._keep(_failed_once_more)
             wait = Wait(
                 reason=Reason.INSTALLATION,
                 sentence=f"the installation of {attempt.version} stopped: {error}",
@@ -381,40 +476,59 @@ class Daemon:
             await self.happened(Event.INTERRUPTED, wait=wait, why=str(error))
         else:
             counted = replace(attempt, fetched=done.fetched, saved=done.saved)
-            await self._keep(self.record.began(counted))
-            await self.happened(Event.VERIFIED)
+            await self._keep(lambda it: it.began(counted))
+            async with self._turn:
+                if cancelled.is_set() and not self._stopping:
+                    await self._step(Event.DROPPED, why="cancelled")
+                else:
+                    await self._step(Event.VERIFIED)
         finally:
             self._show(None)
 
     async def _ask_to_reboot(self) -> None:
-        if self.settings.reboot.strategy is Strategy.OFF:
-            await self.happened(Event.LEFT, wait=_OFF)
-            return
         if not lifecycle.takes(self.record.state, Event.PERMITTED):
-            return  # it reboots already: asking again could give the permission back
-        attempt = self.record.attempt
+            return  # cancelled; or it reboots already: asking again could give the permission back
+        wish, attempt = self._wish, self.record.attempt
+        if self.settings.reboot.strategy is Strategy.OFF and not wish.reboot:
+            await self._leave(attempt)
+            return
         wait = bad = None
         try:
             wait = await self._questions.ask(
                 self._world.reboots.ask, self._world.now(), attempt,
-                hurry=self._hurry, without_lock=self._without_lock,
+                hurry=wish.hurry, without_lock=wish.without_lock,
             )  # fmt: skip
             bad = await self._known_bad(attempt.version) if attempt else None
         except UpdateAgentError as error:
             wait = wait or _held_back(error)
-        unwanted = bad.sentence if bad else None if wait else await self._unwanted()
-        self._hurry = self._hurry and bool(wait)
-        if not lifecycle.takes(self.record.state, Event.PERMITTED):
-            return  # cancelled, or rebooted by a person, meanwhile
+        unwanted = bad.sentence if bad else None if wait else await self._unwanted(attempt)
         if unwanted:
-            await self.happened(Event.DROPPED, why=unwanted)
-            await self.happened(Event.CHECK)
+            await self._drop(unwanted)
         elif wait:
-            await self.happened(Event.HELD_BACK, wait=wait)
+            if wish.reboot and (wish.without_lock or not self._in_turn):
+                self._wish = _NO_WISH  # it was tried
+            await self._may_happen(Event.HELD_BACK, wait=wait)
             if self._in_turn and not self._listening:
                 self._spawn(self._listen())
         else:
-            await self.happened(Event.PERMITTED)
+            await self._may_happen(Event.PERMITTED)
+
+    async def _leave(self, attempt: Attempt | None) -> None:
+        """Leave the reboot to a person, as long as what is staged is still wanted."""
+        left = self.record.wait == _OFF
+        if self.record.state is State.WAITING_TO_REBOOT and (
+            unwanted := await self._unwanted(attempt)
+        ):
+            await self._drop(unwanted)
+        elif left:
+            self._schedule()
+        else:
+            await self._may_happen(Event.LEFT, wait=_OFF)
+
+    async def _drop(self, why: str) -> None:
+        """Boot what is staged never, and look what there is instead."""
+        await self._may_happen(Event.DROPPED, why=why)
+        await self._may_happen(Event.CHECK)
 
     async def _listen(self) -> None:
         """Ask again as soon as somebody calls; if nobody does, the timer asks."""
@@ -431,15 +545,14 @@ class Daemon:
 
     async def _known_bad(self, version: Version) -> Wait | None:
         """Return why the cluster takes ``version`` no more."""
-        if self._without_lock:
+        if self._wish.without_lock:
             return None
         return await self._questions.ask(self._world.reboots.known_bad, version)
 
-    async def _unwanted(self) -> str | None:
+    async def _unwanted(self, attempt: Attempt | None) -> str | None:
         """Return why what is staged should not be booted any more, as far as the server says."""
-        attempt = self.record.attempt
         if attempt is None:
-            raise RuntimeError("nothing is staged")
+            return None
         try:
             offer = await self._questions.ask(
                 self._world.releases.ask, replace(self.host, forced=True)
@@ -447,6 +560,7 @@ class Daemon:
         except UpdateAgentError as error:
             logger.warning("cannot ask whether %s is still wanted: %s", attempt.version, error)
             return None
+        await self._answered(offer)
         if offer.wait and offer.wait.reason is not Reason.PAUSED:
             return offer.wait.sentence
         if offer.release and offer.release.root_hash != attempt.root_hash:
@@ -455,16 +569,20 @@ class Daemon:
 
     async def _arm(self) -> None:
         await asyncio.to_thread(self._world.slots.arm)
+        boot_id = self._boot.boot_id if self._boot else None
+        await self._keep(lambda it: it.arming(boot_id, done=True))
 
     async def _reboot(self) -> None:
-        without_lock, self._without_lock = self._without_lock, False
         await asyncio.to_thread(
-            self._world.reboots.reboot, self.record.attempt, without_lock=without_lock
+            self._world.reboots.reboot, self.record.attempt, without_lock=self._wish.without_lock
         )
+        self._no_reboot = self._world.now() + _NO_REBOOT
+        self._schedule()
 
     async def _disarm(self) -> None:
         with _survived("cannot disarm the other slot"):
             await asyncio.to_thread(self._world.slots.disarm)
+            await self._keep(lambda it: it.arming(None))
 
     async def _give_back(self) -> None:
         with _survived("cannot give the permission to reboot back"):
@@ -486,9 +604,6 @@ class Daemon:
         Effect.GIVE_BACK: _give_back,
     }
     """The others only write into the record."""
-
-    async def _count(self, failures: int) -> None:
-        await self._keep(replace(self.record, failures=min(failures, 10_000)))
 
     def _show(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -512,6 +627,8 @@ class Daemon:
         """Set the one timer to when something is to be done without anybody asking."""
         if self._timer:
             self._timer.cancel()
+        if self._boot is None:
+            return
         now, shown = self._world.now(), self.next_check
         due = self._due(now)
         if self.next_check != shown:
@@ -523,13 +640,18 @@ class Daemon:
 
     def _due(self, now: datetime) -> datetime | None:
         state, wait = self.record.state, self.record.wait
-        if state is State.WAITING_TO_REBOOT:
-            if wait and wait.reason is Reason.PERSON:
-                return None
-            return max(now, wait.until) if wait and wait.until else now + _ASK_AGAIN
+        left = (
+            state is State.WAITING_TO_REBOOT and wait is not None and wait.reason is Reason.PERSON
+        )
+        if state is State.WAITING_TO_REBOOT and not left:
+            until = wait.until if wait else None  # far away, the clock may be set meanwhile
+            longest = now + self.settings.update.interval
+            return min(max(now, until), longest) if until else now + _ASK_AGAIN
         if state is State.TRIAL:
             return now + _ASK_AGAIN
-        if not lifecycle.takes(state, Event.CHECK) or not self.settings.update.repository:
+        if state is State.REBOOTING:
+            return self._no_reboot
+        if not (left or lifecycle.takes(state, Event.CHECK)) or not self.settings.update.repository:
             return None
         latest = now + self.settings.update.interval * _LONGEST  # unless the clock went back
         if self.next_check is None or not now < self.next_check <= latest:
@@ -560,13 +682,32 @@ class Daemon:
         if self.record.state is State.WAITING_TO_REBOOT:
             self._spawn(self._perform([Effect.ASK_TO_REBOOT]))
         elif self.record.state is State.TRIAL:
-            self._spawn(self.confirmed())
-        elif lifecycle.takes(self.record.state, Event.CHECK):
-            self._spawn(self.happened(Event.CHECK))
+            self._spawn(self._look_whether_confirmed())
+        elif self.record.state is State.REBOOTING:
+            self._spawn(self._may_happen(Event.NOT_REBOOTED, wait=_GONE))
+        else:
+            self._spawn(self._may_happen(Event.CHECK))
+
+    async def _look_whether_confirmed(self) -> None:
+        with _survived("cannot see whether the running release is confirmed"):
+            await self.confirmed()
+        self._schedule()
 
 
 _SHOWN = frozenset({Effect.INSTALL, Effect.ARM, Effect.DISARM, Effect.END})
 """After which the slots stand otherwise than before."""
+
+
+def _failed_once_more(found: Record) -> Record:
+    return replace(found, failures=min(found.failures + 1, 10_000))
+
+
+def _blind(error: UpdateAgentError) -> Wait:
+    return Wait(
+        reason=Reason.SLOTS,
+        sentence=f"it is not known from which slot this host runs: {error}",
+        ends=error.hint or "the next try, in a minute",
+    )
 
 
 def _unanswered(error: UpdateAgentError) -> Wait:

@@ -22,6 +22,7 @@ from update_agent.core.payload import GarbledError
 from update_agent.core.record import Attempt
 from update_agent.core.release import PayloadReference, Release
 from update_agent.core.settings import Settings
+from update_agent.core.slot import TRIES
 from update_agent.core.trust import Evidence
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import identity, writer
@@ -54,11 +55,13 @@ class WriterSlots:
     def boot(self) -> Boot:
         """Return from which slot the host runs. Raises HostError."""
         with Writer(self._path) as slots:
-            booted = slots.state().booted
+            state = slots.state()
+        booted = state.booted
         return Boot(
             boot_id=identity.boot_id(),
             root_hash=booted.root_hash or "",
             successful=booted.successful,
+            untried=all(_untried(it, booted) for it in (state.a, state.b) if not it.booted),
         )
 
     def look(self) -> tuple[SlotView, ...]:
@@ -225,6 +228,13 @@ class _Watcher:
                 throttled_by=progress.throttled_by or limit,
             )
         )
+
+
+def _untried(other: wire.SlotState, booted: wire.SlotState) -> bool:
+    """Return whether ``other`` is as an installation leaves it, or as whoever disarmed it."""
+    if other.successful or other.priority > booted.priority:
+        return False
+    return other.priority == 0 or other.tries == TRIES
 
 
 def _view(slot: wire.SlotState, state: wire.State) -> SlotView:

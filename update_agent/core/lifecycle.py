@@ -143,7 +143,7 @@ TABLE: Mapping[tuple[State, Event], Step] = {
     (State.WAITING_TO_REBOOT, Event.LEFT): Step(State.WAITING_TO_REBOOT, (Effect.ARM,)),
     (State.WAITING_TO_REBOOT, Event.HELD_BACK): Step(State.WAITING_TO_REBOOT),
     (State.WAITING_TO_REBOOT, Event.PERMITTED): _REBOOT,
-    (State.WAITING_TO_REBOOT, Event.NOT_REBOOTED): Step(State.WAITING_TO_REBOOT),
+    (State.WAITING_TO_REBOOT, Event.NOT_REBOOTED): Step(State.WAITING_TO_REBOOT, (Effect.DISARM,)),
     (State.WAITING_TO_REBOOT, Event.DROPPED): _DROPPED,
     (State.WAITING_TO_REBOOT, Event.RESTARTED): Step(
         State.WAITING_TO_REBOOT, (Effect.ASK_TO_REBOOT,)
@@ -193,6 +193,8 @@ class Boot:
     """Of the slot that the host runs from."""
     successful: bool
     """The booted slot is confirmed."""
+    untried: bool = False
+    """By its flags, the other slot may never have been armed since it was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,17 +203,22 @@ class Goal:
 
     root_hash: str
     armed_in: str | None = None
-    """The boot in which its slot was armed; the next one is its trial."""
+    """The boot in which its slot was to be armed; the next one is its trial."""
+    armed: bool = False
+    """It was."""
 
 
 def awakened(goal: Goal | None, boot: Boot) -> Event:
     """Return what happened while no daemon ran.
 
     A host whose other slot was armed, and that runs the old one after a boot, fell back: whether
-    the new release panicked, hung, was unhealthy or never started is all the same.
+    the new release panicked, hung, was unhealthy or never started is all the same. But not where
+    the power went right before it was armed.
     """
     if not boot.successful:
         return Event.ON_TRIAL
     if goal is None or goal.armed_in in (None, boot.boot_id):
         return Event.RESTARTED
-    return Event.CONFIRMED if boot.root_hash == goal.root_hash else Event.FELL_BACK
+    if boot.root_hash == goal.root_hash:
+        return Event.CONFIRMED
+    return Event.RESTARTED if boot.untried and not goal.armed else Event.FELL_BACK

@@ -26,6 +26,8 @@ class Reason(StrEnum):
     PAUSED_HERE = "paused-here"
     BY_HAND = "by-hand"
     INSTALLATION = "installation"
+    SLOTS = "slots"
+    """The writer does not tell from which slot the host runs."""
     PERSON = "person"
     WINDOW = "window"
     INHIBITED = "inhibited"

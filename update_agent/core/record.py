@@ -56,14 +56,16 @@ class Attempt:
     root_hash: Sha256
     began: Time
     armed_in: Annotated[str, Meta(max_length=64)] | None = None
-    """The boot in which the other slot was armed."""
+    """The boot in which the other slot was to be armed."""
+    armed: bool = False
+    """It was."""
     fetched: Size = 0
     saved: Size = 0
 
     @property
     def goal(self) -> Goal:
         """What ``lifecycle.awakened`` wants to know of it."""
-        return Goal(root_hash=self.root_hash, armed_in=self.armed_in)
+        return Goal(root_hash=self.root_hash, armed_in=self.armed_in, armed=self.armed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,12 @@ class Record:
     def began(self, attempt: Attempt) -> "Record":
         """Return this with an attempt under way."""
         return replace(self, attempt=attempt)
+
+    def arming(self, boot_id: str | None, *, done: bool = False) -> "Record":
+        """Return this with its slot about to be armed in a boot, ``done``, or armed in none."""
+        if self.attempt is None:
+            return self
+        return self.began(replace(self.attempt, armed_in=boot_id, armed=done))
 
     def ended(self, outcome: Outcome, now: datetime, why: str) -> "Record":
         """Return this with its attempt, if there is one, in the past."""

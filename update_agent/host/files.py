@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
     It is written beside ``path``, flushed, and renamed; on any error ``path`` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
     try:
         with temporary.open("w+b") as file:
             yield file
