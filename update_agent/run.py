@@ -49,7 +49,8 @@ def run(
             env=_ENVIRONMENT | dict(environment or {}),
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout,
             check=True,
         )
@@ -59,6 +60,8 @@ def run(
         raise HostError(
             f"{words[0]} is not installed", hint=f"it is needed for: {join(words)}{install}"
         ) from error
+    except OSError as error:
+        raise HostError(f"cannot run {words[0]}: {error.strerror}", hint=join(words)) from error
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{words[0]} took longer than {timeout:.0f} s: {join(words)}") from error
     except subprocess.CalledProcessError as error:

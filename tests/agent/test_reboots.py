@@ -219,6 +219,21 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
         programs.run_all(tmp_path / "d", 0.1)
 
 
+def test_what_a_good_program_says_need_be_no_text(tmp_path: Path) -> None:
+    good = put(tmp_path / "d", "10-latin", r"printf '\351t\351'")
+
+    assert programs.run_all(tmp_path / "d", 10) == [good]
+
+
+def test_a_program_that_cannot_be_run_fails_by_name(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/10-none").write_bytes(b"\x7fELF and nothing more")
+    (tmp_path / "d/10-none").chmod(0o755)
+
+    with pytest.raises(ProgramError, match=r"cannot run .*10-none: Exec format error"):
+        programs.run_all(tmp_path / "d", 10)
+
+
 def test_what_is_not_executable_is_told_apart(tmp_path: Path) -> None:
     good = put(tmp_path / "d", "10-good", "true")
     bad = put(tmp_path / "d", "20-bad", "true", mode=0o644)

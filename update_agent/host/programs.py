@@ -46,8 +46,6 @@ def run_all(folder: Path, limit: float, clock: Callable[[], float] = time.monoto
             run([path], timeout=left)
         except HostError as error:
             raise ProgramError(_short(str(error)), hint=f"look at {path}") from error
-        except OSError as error:
-            raise ProgramError(f"cannot run {path}: {error.strerror}") from error
     return programs
 
 
