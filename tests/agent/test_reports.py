@@ -171,7 +171,7 @@ def test_a_refused_report_of_a_batch_is_lost_with_its_reason(
     assert "a report is lost: report 0: no such state" in caplog.text
 
 
-@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 407, 410, 429, 500, 503])
 def test_what_may_be_put_right_is_tried_again(idle: Case, tmp_path: Path, status: int) -> None:
     listener = Listener([StatusError("it answers so", status=status)])
 

@@ -36,8 +36,9 @@ _DEADLINE = 60.0
 """Seconds for a post."""
 _LONGEST = timedelta(minutes=30)
 """Between two tries while the server does not answer."""
-_MENDED = (401, 403, 408, 429)
-"""Answers below 500 that another try may change: a token that is put right, a rate, a time."""
+_NONSENSE = (400, 413, 422)
+"""Answers by which a server says that it never takes these bytes. Others are not its word on them:
+a captive portal, a proxy, a wrong address, a token that is put right tomorrow."""
 _LATER = "0" * 32
 """Stands for the queue until the outbox gives a number."""
 
@@ -192,7 +193,7 @@ class Reporter:
         try:
             receipt = await asyncio.to_thread(self._world.post, Batch(reports=tuple(reports)))
         except StatusError as error:
-            if error.status >= 500 or error.status in _MENDED:  # noqa: PLR2004  server's own fault
+            if error.status not in _NONSENSE:
                 raise
             if len(reports) == 1:
                 logger.error("a report is lost: %s", error)  # noqa: TRY400  no bug of ours
