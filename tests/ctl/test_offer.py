@@ -1,7 +1,9 @@
 """``update-agentctl offer``, asked of a real repository by a real web server."""
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from update_agent.publish.main import main as publish_main
 __all__ = ["releases"]
 
 Ask = Callable[..., int]
+
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +218,22 @@ def test_a_host_without_an_image_of_ours_says_what_to_name(
 
     assert done == 4
     assert "say what to ask for, with --product and --version" in capsys.readouterr().err
+
+
+def test_what_root_asks_leaves_nothing_that_the_daemon_cannot_write(ask: Ask, fleet: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copy(fleet / "www/metadata/1.root.json", folder / "root.json")
+        (folder / "root.json").chmod(0o644)
+        (folder / "daemon").mkdir()
+        os.chown(folder / "daemon", NOBODY, NOBODY)
+
+        assert (
+            ask("--root", str(folder / "root.json"), "--state", str(folder / "daemon/trust")) == 0
+        )
+
+        made = list((folder / "daemon/trust").rglob("*"))
+        assert {it.name for it in made} >= {"lock", "journal", "timestamp.json"}
+        assert {(it.stat().st_uid, it.stat().st_gid) for it in made} == {(NOBODY, NOBODY)}
+    assert (os.geteuid(), os.getegid()) == (0, 0)

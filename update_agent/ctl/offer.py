@@ -1,7 +1,10 @@
 """``update-agentctl offer``: what this host would install now, without a daemon."""
 
 import json
+import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +53,16 @@ def run(options: Namespace) -> int:
     """Ask, and print the answer; no offer is an answer too."""
     host = _host(options)
     network = Network(Limits(deadline=_DEADLINE), Way(proxy=options.proxy, ca_file=options.ca))
-    with TrustedRepository(
-        options.repository,
-        trusted_root=options.root,
-        state=options.state,
-        network=network,
-        now=identity.clock(),
-    ) as repository:
+    with (
+        _as_owner(options.state),
+        TrustedRepository(
+            options.repository,
+            trusted_root=options.root,
+            state=options.state,
+            network=network,
+            now=identity.clock(),
+        ) as repository,
+    ):
         repository.refresh()
         offer = ask(repository, host, options.channel)
     if options.json:
@@ -64,6 +70,26 @@ def run(options: Namespace) -> int:
     else:
         print(_text(offer, host, options.channel))
     return 0
+
+
+@contextmanager
+def _as_owner(folder: Path) -> Iterator[None]:
+    """Work as whom ``folder`` belongs to: into what root left there, the daemon could not write."""
+    there = next(it for it in (folder, *folder.absolute().parents) if it.exists())
+    owner, group = there.stat().st_uid, there.stat().st_gid
+    if os.geteuid() != 0 or owner == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(group)
+    os.seteuid(owner)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(os.getgid())
+        os.setgroups(groups)
 
 
 def _host(options: Namespace) -> Host:
