@@ -7,7 +7,9 @@ on hosts; ``tests/test_readme.py`` runs all else.
 
 import os
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,12 @@ class Command:
     @property
     def as_root(self) -> bool:
         return self.where == WORKSTATION and self.text.startswith("sudo ")
+
+    @property
+    def exports(self) -> Mapping[str, str]:
+        """The variables that it sets for the lines that follow."""
+        first, *words = shlex.split(self.text)
+        return dict(it.split("=", 1) for it in words) if first == "export" else {}
 
     def pattern(self) -> "re.Pattern[str]":
         """Return what an output looks like that is as shown: other numbers, hashes and times."""

@@ -5,13 +5,19 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import islice, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import judge
 import pytest
 from faults import GAP, SORTS, Kind, Planned, Where, plan
+from machine import MachineError
 from middlebox import Manner, Middlebox
 from press import issues
+from reckoning import Reckoning
 from witness import Away, Seen, Witness, most_at_once
 
 from tests.etcd import until
@@ -212,6 +218,57 @@ def test_who_resets_or_panics_with_a_good_release_is_found() -> None:
     assert [*judge.reset_complaints(seen, {"1.2.0"})] == [
         "web-2: a reset that nobody asked for, running 1.1.0"
     ]
+
+
+# The reckoning -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """A machine that tells its journal, or that cannot be asked."""
+
+    name: str
+    serial_log: Path
+    journal: str | None
+
+    def run(self, _: str, *, timeout: float) -> str:
+        if self.journal is None:
+            raise MachineError(f"{self.name}: took over {timeout:.0f} s")
+        return self.journal
+
+
+def bugs(folder: Path, *journals: str | None, server: str = "") -> list[str]:
+    """Return what is found in what machines tell, one after the other, and in the server's log."""
+    serial = folder / "serial.log"
+    serial.touch()
+    (folder / "server.log").write_text(server)
+    machines = [Told(f"web-{it}", serial, said) for it, said in enumerate(journals, 1)]
+    hosts: Any = [SimpleNamespace(machine=it) for it in machines]
+    scene: Any = SimpleNamespace(fleet=SimpleNamespace(hosts=hosts))
+    press: Any = SimpleNamespace(depot=SimpleNamespace(folder=folder))
+    return Reckoning(scene=scene, press=press, slots=1, folder=folder, logs=folder / "logs").bugs()
+
+
+CALM = "update-agentd[1]: nothing new\n"
+TRACEBACK = "update-agentd[1]: Traceback (most recent call last):"
+
+
+def test_a_bug_is_found_in_a_journal_and_in_the_log_of_the_update_server(tmp_path: Path) -> None:
+    log = "INFO watch: looks\nERROR update_agent.server.watch: a defect: cannot watch rollouts\n"
+
+    assert bugs(tmp_path, CALM, f"{CALM}{TRACEBACK}\n", server=log) == [
+        f"web-2: {TRACEBACK}",
+        "update server: ERROR update_agent.server.watch: a defect: cannot watch rollouts",
+    ]
+    assert (tmp_path / "logs/server.log").read_text() == log
+    assert (tmp_path / "logs/web-1.journal").read_text() == CALM
+
+
+def test_a_host_that_cannot_be_asked_for_bugs_is_no_evidence_that_there_are_none(
+    tmp_path: Path,
+) -> None:
+    assert bugs(tmp_path, CALM) == []
+    assert bugs(tmp_path, None, CALM) == ["web-1: took over 300 s"]
 
 
 # The middlebox -----------------------------------------------------------------------------------

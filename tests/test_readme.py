@@ -4,7 +4,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,8 +86,8 @@ def test_every_command_of_a_workstation_works_and_shows_what_it_says(desk: Desk)
 def go_on(typed: list[Command], desk: Desk) -> None:
     """Type one command after the other; one that serves goes on while the others run."""
     for place, command in enumerate(typed):
-        if command.text.startswith("export "):
-            desk.variables |= exported(command.text)
+        if command.exports:
+            desk.variables |= command.exports
         elif " serve " in command.text:
             with desk.background(command) as said:
                 as_shown(command, said)
@@ -99,10 +99,6 @@ def go_on(typed: list[Command], desk: Desk) -> None:
 
 def as_shown(command: Command, said: str) -> None:
     assert command.pattern().search(said), f"{command.text}\nsaid\n{said}\nand not as is shown"
-
-
-def exported(text: str) -> Mapping[str, str]:
-    return dict(word.split("=", 1) for word in shlex.split(text)[1:])
 
 
 @pytest.mark.parametrize("block", blocks("toml"))

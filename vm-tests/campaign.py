@@ -120,7 +120,8 @@ def run(options: Namespace) -> int:
             campaign.happen(60.0 * options.minutes)
         except Exception:
             for host in campaign.hosts:
-                reckoning.keep_log(host)
+                with suppress(MachineError):
+                    reckoning.keep_log(host)
             raise
         verdicts = reckoning.verdicts()
     print("\n".join(["", *reckoning.table(book), ""]))

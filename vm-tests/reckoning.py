@@ -16,7 +16,7 @@ import judge
 from faults import Kind, Scene
 from follower import Host
 from judge import Story
-from machine import Machine, MachineError
+from machine import MachineError
 from press import Press
 from witness import Seen
 
@@ -26,7 +26,8 @@ from update_agent.core.report import host_id
 ENOUGH = 900.0
 """Seconds after which something that was waited for does not come any more."""
 
-_JOURNAL = 300.0
+_JOURNAL = "sudo journalctl --no-pager --output=short-precise -u 'update-agent*' -u etcd"
+_PATIENCE = 300.0
 """Seconds in which a host must have said what is in its journal."""
 
 _BUG = re.compile(r"^.*(?:a defect|Traceback \(most recent call last\)).*$", re.MULTILINE)
@@ -104,7 +105,7 @@ class Reckoning:
         runs = self._each(partial(self._run_complaints, last))
         same = self._each(self._story_complaints)
         lock = list(self._lock_complaints())
-        bugs = self._each(lambda host: _BUG.findall(self.keep_log(host)))
+        bugs = self.bugs()
         for host in self.scene.fleet.hosts:
             host.machine.cut_power()
         flags, content = self._disk_complaints(last)
@@ -173,13 +174,26 @@ class Reckoning:
         if not _comes_true(free):
             yield f"lock status says {found[-1:]}"
 
+    def bugs(self) -> list[str]:
+        """Return what hosts and the update server said that is their own fault, and keep it all."""
+        hosts = self._each(lambda host: _BUG.findall(self.keep_log(host)))
+        said = self._server_log.read_text(errors="replace")
+        return [*hosts, *(f"update server: {it}" for it in _BUG.findall(said))]
+
+    @property
+    def _server_log(self) -> Path:
+        return self.press.depot.folder / "server.log"
+
     def keep_log(self, host: Host) -> str:
-        """Keep what a machine and the server said; return the journal of our programs."""
+        """Keep what a machine and the server said; return the journal of our programs.
+
+        Raises MachineError when the machine does not tell it.
+        """
         machine = host.machine
         self.logs.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.press.depot.folder / "server.log", self.logs)
+        shutil.copy(self._server_log, self.logs)
         shutil.copy(machine.serial_log, self.logs / f"{machine.name}.serial.log")
-        said = _journal(machine)
+        said = machine.run(_JOURNAL, timeout=_PATIENCE)
         (self.logs / f"{machine.name}.journal").write_text(said)
         return said
 
@@ -231,11 +245,3 @@ def _comes_true(true: Callable[[], bool]) -> bool:
     except AssertionError:
         return False
     return True
-
-
-def _journal(machine: Machine) -> str:
-    command = "sudo journalctl --no-pager --output=short-precise -u 'update-agent*' -u etcd"
-    try:
-        return machine.run(command, timeout=_JOURNAL)
-    except MachineError as error:
-        return f"no journal: {error}\n"

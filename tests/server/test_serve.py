@@ -1,5 +1,6 @@
 """update-server as a process: from nothing to serving, and to a clean end."""
 
+import json
 import shutil
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -104,6 +106,34 @@ def test_a_token_is_made_shown_listed_and_ended(
     out = capsys.readouterr().out
     assert "rack 7  revoked" in out
     assert made not in out
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:  # noqa: ANN401  what JSON holds
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_programs_are_told_of_tokens_and_of_a_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, copy = ["--state", str(tmp_path / "state")], str(tmp_path / "copy.sqlite")
+
+    assert told(capsys, "token", "list", *state) == {"tokens": []}
+    made = told(capsys, "token", "add", "rack 7", "--role", "fleet", *state)
+    assert made.pop("token").startswith("ua_")
+    assert made == {"name": "rack 7", "role": "fleet"}
+    told(capsys, "token", "add", "wall", "--role", "viewer", *state)
+    assert told(capsys, "token", "revoke", "rack 7", *state) == {"revoked": "rack 7"}
+
+    first, second = told(capsys, "token", "list", *state)["tokens"]
+    assert (first["name"], first["role"]) == ("rack 7", "fleet")
+    assert first["created"] <= first["revoked"]
+    assert second == {
+        "name": "wall", "role": "viewer", "created": second["created"], "revoked": None
+    }  # fmt: skip
+    assert told(capsys, "backup", copy, *state) == {
+        "copy": copy, "of": str(tmp_path / "state/server.sqlite")
+    }  # fmt: skip
 
 
 # TLS ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """``update-server``: serve, and tokens for those who may talk to it."""
 
+import json
 import logging
 import os
 import resource
@@ -17,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from update_agent import cli
+from update_agent.core import document
 from update_agent.errors import HostError
 from update_agent.host import files
 from update_agent.host.systemd import passed_socket, passes_socket
@@ -79,6 +81,7 @@ def command() -> ArgumentParser:
     )
     backup.add_argument("file", type=Path, metavar="FILE", help="which must not be there yet")
     _add_database(backup)
+    _add_json(backup)
     backup.set_defaults(run=run_backup)
     token = verbs.add_parser(
         "token",
@@ -137,6 +140,15 @@ def _add_tokens(verb: ArgumentParser) -> None:
     revoke.set_defaults(run=run_revoke)
     for each in (add, listed, revoke):
         _add_database(each)
+        _add_json(each)
+
+
+def _add_json(verb: ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _show(options: Namespace, plain: object, text: str) -> None:
+    print(json.dumps(plain) if options.json else text)
 
 
 def _name(text: str) -> str:
@@ -299,7 +311,12 @@ def run_backup(options: Namespace) -> int:
     if not _sqlite(options.state).exists():
         raise HostError(f"there is no {_sqlite(options.state)}", hint="--state FOLDER")
     tables.copy(database_of(options), options.file)
-    print(f"{options.file} is a whole copy; to restore it, make it {_sqlite(options.state)}")
+    original = _sqlite(options.state)
+    _show(
+        options,
+        {"copy": str(options.file), "of": str(original)},
+        f"{options.file} is a whole copy; to restore it, make it {original}",
+    )
     return 0
 
 
@@ -308,21 +325,24 @@ def run_backup(options: Namespace) -> int:
 
 def run_add(options: Namespace) -> int:
     """Make a token."""
-    print(Tokens(database_of(options)).add(options.name, options.role, datetime.now(UTC)))
+    made = Tokens(database_of(options)).add(options.name, options.role, datetime.now(UTC))
+    _show(options, {"name": options.name, "role": options.role, "token": made}, made)
     return 0
 
 
 def run_list(options: Namespace) -> int:
     """Show who has a token."""
-    for it in Tokens(database_of(options)).listed():
-        print(_line(it))
+    found = Tokens(database_of(options)).listed()
+    plain = {"tokens": [json.loads(document.encode(it)) for it in found]}
+    _show(options, plain, "\n".join(map(_line, found)) or "no tokens yet")
     return 0
 
 
 def run_revoke(options: Namespace) -> int:
     """Let nobody in by a token any more."""
     Tokens(database_of(options)).revoke(options.name, datetime.now(UTC))
-    print(f"{options.name} is revoked; running servers know within seconds")
+    said = f"{options.name} is revoked; running servers know within seconds"
+    _show(options, {"revoked": options.name}, said)
     return 0
 
 
