@@ -20,6 +20,7 @@
 #include <linux/netlink.h>
 #include <linux/watchdog.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -163,15 +164,17 @@ static void load_modules(void)
 	fclose(list);
 }
 
+static int watchdog = -1;
+
 /* Closed without the magic letter when systemd is started, so it goes on counting. */
 static void arm_watchdog(void)
 {
-	int fd = open("/dev/watchdog", O_WRONLY | O_CLOEXEC);
 	int seconds = WATCHDOG_SECONDS;
 
-	if (fd < 0)
+	watchdog = open("/dev/watchdog", O_WRONLY | O_CLOEXEC);
+	if (watchdog < 0)
 		complain("no watchdog: a hang will not end by itself: %s", strerror(errno));
-	else if (ioctl(fd, WDIOC_SETTIMEOUT, &seconds) < 0)
+	else if (ioctl(watchdog, WDIOC_SETTIMEOUT, &seconds) < 0)
 		complain("the watchdog keeps its own timeout: %s", strerror(errno));
 }
 
@@ -472,23 +475,49 @@ static void map_root(const char *node, const struct slot_header *header, char *m
 
 /* STATE -------------------------------------------------------------------------------------- */
 
+/* Whether a child ends in its time; the watchdog, which has less, is fed meanwhile. */
+static bool ends(pid_t child, int *status, int seconds)
+{
+	const struct timespec second = {.tv_sec = 1};
+	sigset_t ended;
+	pid_t found;
+
+	sigemptyset(&ended);
+	sigaddset(&ended, SIGCHLD); /* blocked by who made the child, so none is missed */
+	while ((found = waitpid(child, status, WNOHANG)) == 0 && seconds-- > 0) {
+		if (watchdog >= 0)
+			ioctl(watchdog, WDIOC_KEEPALIVE, 0);
+		sigtimedwait(&ended, NULL, &second);
+	}
+	return found == child;
+}
+
 /* Run e2fsck of the root that was just verified; no copy of it is needed here. */
 static void check_state(const char *node)
 {
 	int status = 0;
-	pid_t child = fork();
+	sigset_t blocked, before;
 
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &blocked, &before);
+	pid_t child = fork();
 	if (child == 0) {
 		if (chroot(ROOT) < 0 || chdir("/") < 0)
 			_exit(127);
-		alarm(FSCK_SECONDS);
 		execl("/usr/sbin/e2fsck", "e2fsck", "-p", node, NULL);
 		_exit(127);
 	}
-	if (child < 0 || waitpid(child, &status, 0) < 0)
+	bool ended = child > 0 && ends(child, &status, FSCK_SECONDS);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	if (child < 0) {
 		complain("cannot check STATE: %s", strerror(errno));
-	else if (!WIFEXITED(status) || WEXITSTATUS(status) > 1)
+	} else if (!ended) {
+		kill(child, SIGKILL); /* what hangs in a disk is not waited for */
+		complain("STATE could not be checked within %d seconds", FSCK_SECONDS);
+	} else if (!WIFEXITED(status) || WEXITSTATUS(status) > 1) {
 		complain("STATE has errors that e2fsck -p does not mend (status %x)", status);
+	}
 }
 
 static bool mount_state(struct partition *slot)

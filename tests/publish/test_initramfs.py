@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from update_agent.errors import HostError
-from update_agent.publish import initramfs
+from update_agent.publish import initramfs, recipe
 
 
 @pytest.fixture
@@ -54,3 +54,49 @@ def test_the_same_files_give_the_same_bytes(modules: Path) -> None:
     order = initramfs.modules_in_order(modules, ["a-x"])
 
     assert initramfs.make(b"init", order) == initramfs.make(b"init", order)
+
+
+# What it waits for -------------------------------------------------------------------------------
+
+WAITS = """
+#define main initramfs
+#include "init.c"
+#undef main
+
+int main(int count, char **words)
+{
+	sigset_t blocked;
+	int status, left = count > 1 ? atoi(words[1]) : 0;
+	char end;
+
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(read(STDIN_FILENO, &end, 1) == 0 ? 7 : 1);
+	bool ended = ends(child, &status, left);
+	kill(child, SIGKILL);
+	printf("%s\\n", !ended ? "late" : WEXITSTATUS(status) == 7 ? "ended" : "wrong");
+}
+"""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [("60", "ended"), ("1", "late")])
+def test_a_check_of_the_disk_has_its_time_and_no_more(
+    seconds: str, said: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "waits"
+    source = recipe.data("partition-layout") / "image"
+    subprocess.run(
+        ["gcc", "-x", "c", "-", "-I", str(source), "-o", str(program)],
+        input=WAITS.encode(), check=True,
+    )  # fmt: skip
+    with subprocess.Popen(
+        [program, seconds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        if said == "ended":
+            process.stdin.close()
+        assert process.stdout.readline() == f"{said}\n"
