@@ -80,7 +80,7 @@ METHODS: Mapping[str, Method] = {
     "Resume": Method(call=Daemon.resume),
     "Confirmed": Method(call=Daemon.confirmed, root_only=True),
 }
-"""All methods of the interface; each answers when it is begun, and properties tell the rest."""
+"""All methods; each answers when it is decided or begun, and properties tell the rest."""
 
 
 @dataclass(frozen=True, slots=True)

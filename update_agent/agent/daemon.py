@@ -236,7 +236,7 @@ class Daemon:
         async with self._turn:
             self._want(Event.PERMITTED, "reboot into the new release")
             self._wish = replace(self._wish, reboot=True, hurry=True, without_lock=without_lock)
-        self._spawn(self._perform([Effect.ASK_TO_REBOOT]))
+        await self._perform([Effect.ASK_TO_REBOOT])
 
     async def rollback(self, *, without_lock: bool = False) -> None:
         """Boot the release in the other slot again, now, and avoid the one that runs.
