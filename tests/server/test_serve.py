@@ -1,5 +1,6 @@
 """update-server as a process: from nothing to serving, and to a clean end."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import requests
+import sqlalchemy as sql
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +31,10 @@ from update_agent.core.settings import NetworkSettings, Reports, Settings
 from update_agent.core.version import Version
 from update_agent.server import figures, tables
 from update_agent.server.intake import store
+from update_agent.server.main import _began as began
 from update_agent.server.main import main
+from update_agent.server.site import LONG_AGO
+from update_agent.server.tables import DatabaseError
 
 HASH = "c" * 64
 
@@ -367,6 +372,54 @@ def test_what_is_months_old_is_forgotten_and_the_host_is_not(tmp_path: Path) -> 
         assert tables.forget(connection, before, limit=9) == 0
         assert len(figures.timeline(connection, host_named(1))) == 1
         assert figures.page(connection, figures.Wanted()).total == 2
+    database.close()
+
+
+OLD_TABLES = """
+CREATE TABLE schema (version INTEGER NOT NULL PRIMARY KEY);
+INSERT INTO schema VALUES (1);
+CREATE TABLE rollouts (channel TEXT NOT NULL PRIMARY KEY, budget TEXT NOT NULL, version TEXT,
+                       counted_from BIGINT NOT NULL, halted BOOLEAN NOT NULL);
+INSERT INTO rollouts VALUES ('stable', '{"format":1,"sample":7}', '1.1.0', 5, 1);
+"""
+
+
+def test_a_database_of_the_first_kind_is_brought_up_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as before:
+        before.executescript(OLD_TABLES)
+
+    for _ in range(2):
+        database = tables.opened(f"sqlite:///{path}")
+        with database.read() as connection:
+            row = connection.execute(sql.select(tables.rollouts)).one()
+            assert connection.scalar(sql.select(tables.schema.c.version)) == tables.SCHEMA
+        database.close()
+        assert tuple(row) == ("stable", '{"format":1,"sample":7}', "1.1.0", 5, 0, 0)
+
+
+def test_a_database_of_a_newer_kind_is_left_alone(tmp_path: Path) -> None:
+    tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.sqlite")) as newer:
+        newer.execute("UPDATE schema SET version = 99")
+        newer.commit()
+
+    with pytest.raises(DatabaseError, match="of the kind 99"):
+        tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
+
+
+@pytest.mark.parametrize(("gap", "listened"), [(60, True), (3600, False)])
+def test_who_begins_soon_after_another_goes_on_listening(
+    gap: int, tmp_path: Path, *, listened: bool
+) -> None:
+    database = tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    later = NOON + timedelta(seconds=gap)
+    with database.begin() as connection:
+        assert began(database, NOON) == NOON  # nobody ever listened
+        store(database, connection, [report()], NOON)
+        figures.sample(connection, database.insert(tables.samples), int(NOON.timestamp()))
+
+    assert began(database, later) == (LONG_AGO if listened else later)
     database.close()
 
 

@@ -89,7 +89,7 @@ def test_a_server_that_was_off_takes_nobody_for_lost_before_it_has_listened(here
     here.now += timedelta(hours=2)
     here.site = replace(here.site, began=here.now)
 
-    here.passes(minutes=29)
+    here.passes(minutes=44)
     assert here.paused() == ""
     here.passes(minutes=1)
 
@@ -152,6 +152,24 @@ def test_who_resumes_what_a_person_halted_is_not_halted_for_what_failed_before(h
     tally = desk.tally(here.site, here.channel, desk.account(here.site, "stable"))
     assert tally
     assert tally.failed == 0
+
+
+@pytest.mark.parametrize("minutes", [-10, 60])
+def test_whoever_resumes_may_have_a_wrong_clock(here: Town, minutes: int) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    here.look()
+    ours, here.now = here.now, here.now + timedelta(minutes=minutes)
+    here.act(desk.Resume(reason="a switch was broken"))
+    here.now = ours
+
+    here.passes(minutes=1)
+    here.passes(minutes=1)
+    assert here.paused() == ""
+    here.ended(range(101, 201), "fell-back")
+    here.passes(minutes=1)
+
+    assert here.paused()
 
 
 def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
@@ -235,7 +253,8 @@ def test_a_new_release_begins_with_a_new_account(here: Town) -> None:
     here.promote()
     here.ended(range(1, 101), "fell-back")
     here.look()
-    now = Change(time=here.now + timedelta(hours=1), author="ann", what="promoted 1.0.0")
+    here.now += timedelta(hours=1)
+    now = Change(time=here.now, author="ann", what="promoted 1.0.0")
     promoted = here.channel.promote(OLD, now, downgrade_from=[NEW])
 
     after = desk.current(here.site, promoted)

@@ -175,8 +175,14 @@ class Account:
     """What a channel's rollouts may cost, and what the running one is held to."""
 
     budget: Budget
-    version: str | None
-    counted_from: int
+    version: str | None = None
+    counted_from: int = 0
+    promoted: int = 0
+    resumed: int = 0
+    """When that was last done, by the clocks of those who did it: to know it again."""
+
+
+_COUNT = ("version", "counted_from", "promoted", "resumed")
 
 
 def account(site: Site, name: str) -> Account:
@@ -184,24 +190,25 @@ def account(site: Site, name: str) -> Account:
     with site.database.read() as connection:
         row = connection.execute(sql.select(rollouts).where(rollouts.c.channel == name)).first()
     if row is None:
-        return Account(budget=Budget(), version=None, counted_from=0)
+        return Account(budget=Budget())
     try:
         budget = document.decode(row.budget.encode(), Budget, f"budget of {name}")
     except DocumentError as error:
         raise HostError(str(error), hint="set the budget anew") from error
-    return Account(budget=budget, version=row.version, counted_from=row.counted_from)
+    return Account(budget=budget, **{name: getattr(row, name) for name in _COUNT})
 
 
 def keep_count(site: Site, name: str, kept: Account) -> None:
     """Store what a channel's rollout is held to; its budget is whoever sets it's to change."""
-    _keep(site, name, kept, version=kept.version, counted_from=kept.counted_from)
+    _keep(site, name, kept, **{it: getattr(kept, it) for it in _COUNT})
 
 
 def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> None:
     """Say what the rollouts of the channel ``name`` may cost. Raises HostError."""
     channels.find(site.repository(), name)
-    first = Account(budget=wanted.budget, version=None, counted_from=0)
-    _keep(site, name, first, budget=_written(wanted.budget))  # whatever was there before
+    _keep(
+        site, name, Account(budget=wanted.budget), budget=_written(wanted.budget)
+    )  # whatever was there before
     note(
         site, name, author=author, action="budget", reason=wanted.reason,
         result=document.encode(wanted.budget).decode().replace("\n", ""),
@@ -214,10 +221,8 @@ def _keep(site: Site, name: str, kept: Account, **changed: object) -> None:
     People and the look of every few seconds change different columns at the same time: who stored
     a whole row would undo what the other did since it was read.
     """
-    row = {
-        "channel": name, "budget": _written(kept.budget),
-        "version": kept.version, "counted_from": kept.counted_from,
-    }  # fmt: skip
+    row = {"channel": name, "budget": _written(kept.budget)}
+    row |= {it: getattr(kept, it) for it in _COUNT}
     insert = site.database.insert(rollouts).values(row)
     with site.database.begin() as connection:
         connection.execute(
@@ -243,13 +248,21 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
 def current(site: Site, it: Channel) -> Account:
     """Return the account of what the channel ``it`` offers now, as of its newest promotion.
 
-    Whoever resumed it since has looked: counting began anew there.
+    Whoever resumed it since has looked: counting begins anew when that is seen here. Hosts are
+    counted by this server's clock, and those of who publishes may be wrong.
     """
     kept = account(site, it.channel)
     if it.version is None or it.rollout is None:
         return kept
-    resumed = (int(each.time.timestamp()) + 1 for each in it.changes if each.what == RESUMED)
-    since = max((int(it.rollout.started.timestamp()), *resumed))
-    if kept.version == it.version.text and kept.counted_from >= since:
+    now, promoted = int(site.now().timestamp()), int(it.rollout.started.timestamp())
+    resumptions = (int(each.time.timestamp()) for each in it.changes if each.what == RESUMED)
+    resumed = max(resumptions, default=kept.resumed)
+    if (kept.version, kept.promoted) != (it.version.text, promoted):
+        since = min(promoted, now)
+    elif kept.resumed != resumed:
+        since = now
+    else:
         return kept
-    return replace(kept, version=it.version.text, counted_from=since)
+    return replace(
+        kept, version=it.version.text, counted_from=since, promoted=promoted, resumed=resumed
+    )

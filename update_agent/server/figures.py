@@ -312,6 +312,12 @@ def sample(connection: Connection, insert: Any, now: int) -> None:  # noqa: ANN4
         connection.execute(insert.on_conflict_do_nothing(), found)
 
 
+def listened(connection: Connection) -> int | None:
+    """Return when a server last listened to hosts, to some minutes; None: never."""
+    found: int | None = connection.scalar(sql.select(sql.func.max(samples.c.time)))
+    return found
+
+
 def history(connection: Connection, channel: str, since: int) -> list[tuple[int, str, int]]:
     """Return (time, version, hosts) of a channel from then on, the oldest first."""
     rows = connection.execute(

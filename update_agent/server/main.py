@@ -23,12 +23,12 @@ from update_agent.errors import HostError
 from update_agent.host import files
 from update_agent.host.systemd import passed_socket, passes_socket
 from update_agent.publish.keys import KEYS, named_folders
-from update_agent.server import api, pages, tables
+from update_agent.server import api, figures, pages, tables
 from update_agent.server.app import application
 from update_agent.server.gauges import Gauges
 from update_agent.server.guard import Impatient, Rates
 from update_agent.server.intake import Intake
-from update_agent.server.site import REPORT_RATE, Site
+from update_agent.server.site import LONG_AGO, REPORT_RATE, Site
 from update_agent.server.tables import Database
 from update_agent.server.tokens import Role, Token, Tokens
 from update_agent.server.watch import watch, webhook
@@ -210,7 +210,7 @@ def run_serve(options: Namespace) -> int:
     site = Site(
         folder=options.repository, keys=tuple(options.keys or named_folders()),
         database=database, tokens=tokens,
-        intake=Intake(database, now), now=now, began=now(),
+        intake=Intake(database, now), now=now, began=_began(database, now()),
         rates=Rates(options.report_rate or float("inf")),
     )  # fmt: skip
     site.meters.registry.register(Gauges(site))
@@ -218,6 +218,14 @@ def run_serve(options: Namespace) -> int:
         return _listen(options, site)
     finally:
         database.close()
+
+
+def _began(database: Database, now: datetime) -> datetime:
+    """Return since when hosts are listened to, by this server or by others before and beside it."""
+    with database.read() as connection:
+        last = figures.listened(connection)
+    gap = now.timestamp() - last if last else float("inf")
+    return LONG_AGO if gap < 3 * figures.SAMPLED else now
 
 
 def _listen(options: Namespace, site: Site) -> int:

@@ -36,7 +36,7 @@ class Meters:
         )
 
 
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Site:
     tokens: Tokens
     intake: Intake
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    began: datetime = _LONG_AGO
+    began: datetime = LONG_AGO
     """When it began to listen to hosts."""
     rates: Rates = field(default_factory=lambda: Rates(REPORT_RATE))
     meters: Meters = field(default_factory=Meters)

@@ -147,8 +147,19 @@ rollouts = Table(
     Column("budget", Text, nullable=False),
     Column("version", Text),
     Column("counted_from", Number, nullable=False),
+    Column("promoted", Number, nullable=False, server_default="0"),
+    Column("resumed", Number, nullable=False, server_default="0"),
 )
 """What a channel's rollout may cost (JSON), and since when that is counted."""
+
+_CHANGES = {
+    1: (
+        "ALTER TABLE rollouts DROP COLUMN halted",
+        "ALTER TABLE rollouts ADD COLUMN promoted BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE rollouts ADD COLUMN resumed BIGINT NOT NULL DEFAULT 0",
+    ),
+}
+"""What makes tables of one kind those of the next."""
 
 
 samples = Table(
@@ -210,12 +221,23 @@ def opened(url: str) -> Database:
             connection.execute(
                 database.insert(schema).values(version=SCHEMA).on_conflict_do_nothing()
             )
-        elif found != SCHEMA:
+        elif found > SCHEMA:
             raise DatabaseError(
                 f"the database has tables of the kind {found}, wanted {SCHEMA}",
                 hint="run the update-server that made them, or a newer one",
             )
+        else:
+            _bring_up(connection, found)
     return database
+
+
+def _bring_up(connection: Connection, found: int) -> None:
+    """Change tables of an older kind; of several servers that begin at once, one does."""
+    for version in range(found, SCHEMA):
+        step = sql.update(schema).where(schema.c.version == version).values(version=version + 1)
+        if connection.execute(step).rowcount:
+            for change in _CHANGES[version]:
+                connection.exec_driver_sql(change)
 
 
 def copy(database: Database, to: Path) -> None:
