@@ -45,6 +45,7 @@
 #define WATCHDOG_SECONDS 60
 #define WAIT_FOR_DISK 30
 #define FSCK_SECONDS 600
+#define KILL_SECONDS 10
 
 #define ROOT "/sysroot"
 #define STATE ROOT "/media/state"
@@ -508,16 +509,16 @@ static void check_state(const char *node)
 		execl("/usr/sbin/e2fsck", "e2fsck", "-p", node, NULL);
 		_exit(127);
 	}
-	bool ended = child > 0 && ends(child, &status, FSCK_SECONDS);
-	sigprocmask(SIG_SETMASK, &before, NULL);
 	if (child < 0) {
 		complain("cannot check STATE: %s", strerror(errno));
-	} else if (!ended) {
-		kill(child, SIGKILL); /* what hangs in a disk is not waited for */
+	} else if (!ends(child, &status, FSCK_SECONDS)) {
 		complain("STATE could not be checked within %d seconds", FSCK_SECONDS);
+		kill(child, SIGKILL);
+		ends(child, &status, KILL_SECONDS); /* as long as it lives, nobody can mount STATE */
 	} else if (!WIFEXITED(status) || WEXITSTATUS(status) > 1) {
 		complain("STATE has errors that e2fsck -p does not mend (status %x)", status);
 	}
+	sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
 static bool mount_state(struct partition *slot)
