@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests.locks import KEY, Clock, held, rule
 from update_agent.core import semaphore
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Ask, Holder, Semaphore
-from update_agent.host.etcd import Delete, Etcd, Get, Put, UnclearError
+from update_agent.host.etcd import Answer, Delete, Etcd, Get, Put, UnclearError
 from update_agent.host.group import (
     LEASE,
     Edit,
@@ -577,14 +577,26 @@ def test_who_queues_up_while_a_slot_is_given_back_is_offered_it(etcd: Etcd, etcd
     assert holders(etcd) == {host(2)}
 
 
-def test_who_changed_the_slots_knows_the_queue_behind_those_it_offered_one(etcd: Etcd) -> None:
+def test_who_changed_the_slots_knows_the_queue_behind_those_it_offered_one(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_hold(etcd)
     for number in (3, 4, 5, 6):
         Group(etcd, "web").join(host(number), wish(number))
     group = Group(etcd, "web", host=host(1))
+    reads: list[object] = []
+    really = etcd.txn
+
+    def noted(compares: Any, success: Any, *more: Any, **how: Any) -> Answer:  # noqa: ANN401
+        reads.extend(success)
+        return really(compares, success, *more, **how)
+
+    monkeypatch.setattr(etcd, "txn", noted)
 
     group.change(given_back(1))  # two are free: 3 and 4 are offered them
 
+    head = [it for it in reads if isinstance(it, Get) and it.key.endswith("/waiting/")]
+    assert len(head) == 1, "the queue is read by who looks, and not again by who changed it"
     knows = group.last
     assert knows
     assert [it.host for it in knows.queue] == [host(5), host(6)]
