@@ -29,7 +29,7 @@ from update_agent.agent.ports import Installed, NotPermittedError
 from update_agent.core import document, record
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
-from update_agent.core.record import Outcome
+from update_agent.core.record import Outcome, Record
 from update_agent.core.settings import Cluster, Reboot, Settings, Strategy
 from update_agent.core.trust import ExpiredError, UntrustedError
 from update_agent.errors import HostError, UpdateAgentError
@@ -696,6 +696,39 @@ def test_a_reboot_past_the_lock_that_could_not_be_armed_is_that_once_too() -> No
     assert not fakes.lockless
 
 
+def test_a_wish_that_was_tried_takes_no_other_one_along() -> None:
+    inhibited = Wait(reason=Reason.INHIBITED, sentence="a backup runs", ends="it ends")
+    fakes = Fakes(answers=[OFFER], permission=replace(HELD, reason=Reason.WINDOW))
+    hurried = []
+
+    async def story(case: Case) -> None:
+        await check(case)
+        fakes.permission = inhibited
+        fakes.did.clear()
+        await asyncio.gather(case.daemon.reboot(), case.daemon.reboot(without_lock=True))
+        hurried.append(fakes.hurried)
+
+    play(story, fakes)
+
+    assert fakes.did == ["ask to reboot"] * 2
+    assert hurried == [True]
+
+
+def test_a_force_whose_slot_was_lost_at_the_last_moment_still_hurries() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"reboot": NotPermittedError(HELD)})
+
+    async def story(case: Case) -> None:
+        await case.daemon.install(force=True)
+        await case.settle()
+        assert case.state is State.WAITING_TO_REBOOT
+        fakes.hurried = False
+        await case.pass_time()
+
+    play(story, fakes, IN_TURN)
+
+    assert fakes.hurried
+
+
 def test_what_could_not_be_written_down_is_not_wished_any_more() -> None:
     full = HostError("no space left on device")
     fakes = Fakes(answers=[OFFER], permission=HELD)
@@ -745,6 +778,39 @@ def test_what_waits_for_a_person_and_is_quarantined_meanwhile_boots_never() -> N
     assert case.state is State.WAITING
     assert fakes.did[-2:] == ["disarm", "give back"]
     assert case.daemon.record.history[-1].outcome is Outcome.DROPPED
+
+
+NEWER = replace(OFFER, release=replace(RELEASE, version=V("1.2.0"), root_hash="2" * 64))
+
+
+def test_what_waits_for_a_person_makes_room_only_for_what_this_host_would_install() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        fakes.answers = [NEWER, waiting(Reason.WAVE), NEWER, NEWER, NEWER]
+        await case.pass_time()
+        assert "disarm" not in fakes.did
+        await case.pass_time()
+        assert "install 1.2.0 for 1000" in fakes.did
+
+    case = play(story, fakes, BY_PERSON)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert fakes.did[-1] == "arm"
+
+
+def test_what_waits_for_a_person_on_a_host_that_is_paused_stays() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await check(case)
+        await case.daemon.pause("a freeze")
+        fakes.answers = [NEWER]
+        await case.pass_time()
+
+    assert play(story, fakes, BY_PERSON).state is State.WAITING_TO_REBOOT
+    assert "disarm" not in fakes.did
 
 
 @pytest.mark.parametrize("settings", [BY_PERSON, IMMEDIATE, IN_TURN])
@@ -798,6 +864,55 @@ def test_a_power_cut_before_the_slot_was_armed_is_no_fall() -> None:
 
     assert case.state is State.REBOOTING
     assert after.did == ["disarm", "ask to reboot", "arm", "reboot"]
+
+
+class CutAfter(Fakes):
+    """The power goes after something was done, and before that is written down."""
+
+    last = ""
+
+    def save(self, found: Record) -> None:
+        if self.did and self.did[-1] == self.last:
+            raise SystemError("the power goes now")
+        super().save(found)
+
+
+def test_a_power_cut_right_after_the_slot_was_armed_hides_no_fall() -> None:
+    """The trial runs, ends at its deadline, and leaves the flags of a slot that never was armed."""
+    fakes = CutAfter(answers=[OFFER])
+    fakes.last = "arm"
+    with pytest.raises(SystemError):
+        play(check, fakes)
+    assert fakes.kept
+    trial = Fakes(kept=fakes.kept, answers=[OFFER])
+    trial.booted = Boot(boot_id="b2", root_hash=NEW, successful=False)
+    play(nothing, trial)
+    assert trial.kept
+    assert trial.kept.state is State.TRIAL
+    after = Fakes(kept=trial.kept, answers=[OFFER])
+    after.booted = Boot(boot_id="b3", root_hash=OLD, successful=True, untried=True)
+
+    case = play(nothing, after)
+
+    assert (case.state, case.daemon.record.failed) == (State.FAILED, (V("1.1.0"),))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_power_cut_while_a_slot_is_disarmed_is_no_fall(fails: bool) -> None:  # noqa: FBT001
+    """The flags decide: those of a slot that could not be disarmed say so."""
+    fakes = CutAfter(answers=[OFFER], trouble={"reboot": BLOCKED})
+    fakes.last = "disarm"
+    if fails:
+        fakes.trouble["disarm"] = BLOCKED
+    with pytest.raises(SystemError):
+        play(check, fakes)
+    assert fakes.kept
+    after = Fakes(kept=fakes.kept, answers=[OFFER])
+    after.booted = Boot(boot_id="b2", root_hash=OLD, successful=True, untried=not fails)
+
+    case = play(nothing, after, BY_PERSON)
+
+    assert case.state is (State.FAILED if fails else State.WAITING_TO_REBOOT)
 
 
 # Two things at once ------------------------------------------------------------------------------

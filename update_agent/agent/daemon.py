@@ -165,10 +165,9 @@ class Daemon:
             )
             return
         await self._look()
-        goal = self.record.attempt.goal if self.record.attempt else None
         async with self._turn:
             self._boot = boot
-            await self._step(lifecycle.awakened(goal, boot))
+            await self._step(lifecycle.awakened(self.record.goal, boot))
 
     async def stop(self) -> None:
         """End all work; what is under way goes on with the next start."""
@@ -275,7 +274,8 @@ class Daemon:
         """Look whether the running release is confirmed, as somebody says. Raises HostError."""
         boot = await asyncio.to_thread(self._world.slots.boot)
         async with self._turn:
-            if self.record.state is State.TRIAL and boot.successful:
+            on_trial = self._boot is not None and self.record.state is State.TRIAL
+            if on_trial and boot.successful:
                 self._boot = boot
                 await self._step(Event.CONFIRMED)
 
@@ -327,8 +327,7 @@ class Daemon:
         if Effect.WARN in step.effects:
             await self._warn()  # before the failure itself is kept: nothing comes between
         await self._keep(lambda it: self._moved(it, step, event, wait, why))
-        over = event is Event.NOT_REBOOTED or step.state in _AT_REST
-        self._wish = wish or (_NO_WISH if over else self._wish)
+        self._wish = wish or self._left_of_wish(event, step.state)
         self._no_reboot = None
         if Effect.INSTALL in step.effects:
             self._cancelled = threading.Event()
@@ -336,6 +335,16 @@ class Daemon:
                 self._cancelled.set()
         self._spawn(self._perform(step.effects))
         self._schedule()
+
+    def _left_of_wish(self, event: Event, state: State) -> Wish:
+        """Return what of the wish is left: of a reboot that was tried, to be in a hurry in turn."""
+        wish = self._wish
+        if state in _AT_REST:
+            return _NO_WISH
+        if event is not Event.NOT_REBOOTED:
+            return wish
+        in_turn = self._in_turn and not wish.without_lock
+        return replace(wish, reboot=False) if in_turn else _NO_WISH
 
     def _moved(
         self, found: Record, step: lifecycle.Step, event: Event, wait: Wait | None, why: str
@@ -363,8 +372,8 @@ class Daemon:
                         began=now,
                     )
                 )
-            case Effect.ARM if self._boot:  # written before it is done
-                return found.arming(self._boot.boot_id)
+            case Effect.ARM if self._boot and found.attempt:  # written before it is done
+                return found.arming(self._boot.boot_id, armed=found.attempt.armed)
             case Effect.AVOID if found.attempt:
                 return found.avoiding(found.attempt.version)
             case Effect.END:
@@ -413,7 +422,8 @@ class Daemon:
             await self._keep(_failed_once_more)
             await self.happened(Event.HELD, wait=_unanswered(error))
             return
-        await self._answered(offer)
+        self._offer = offer
+        await self._answered()
         wait = offer.wait or (None if wish.asked else self._held_here())
         if offer.release and not wait:
             with _survived("cannot ask the cluster whether it is good"):
@@ -425,9 +435,9 @@ class Daemon:
         else:
             await self.happened(Event.OFFERED)
 
-    async def _answered(self, offer: Offer) -> None:
+    async def _answered(self) -> None:
         """Note that the repository answers."""
-        self._offer, now = offer, self._world.now()
+        now = self._world.now()
         await self._keep(lambda it: replace(it, checked=now, failures=0))
 
     def _held_here(self) -> Wait | None:
@@ -505,7 +515,8 @@ class Daemon:
         if unwanted:
             await self._drop(unwanted)
         elif wait:
-            if wish.reboot and (wish.without_lock or not self._in_turn):
+            once = wish.reboot and (wish.without_lock or not self._in_turn)
+            if once and self._wish is wish:
                 self._wish = _NO_WISH  # it was tried
             await self._may_happen(Event.HELD_BACK, wait=wait)
             if self._in_turn and not self._listening:
@@ -517,7 +528,7 @@ class Daemon:
         """Leave the reboot to a person, as long as what is staged is still wanted."""
         left = self.record.wait == _OFF
         if self.record.state is State.WAITING_TO_REBOOT and (
-            unwanted := await self._unwanted(attempt)
+            unwanted := await self._unwanted(attempt, patient=True)
         ):
             await self._drop(unwanted)
         elif left:
@@ -549,8 +560,11 @@ class Daemon:
             return None
         return await self._questions.ask(self._world.reboots.known_bad, version)
 
-    async def _unwanted(self, attempt: Attempt | None) -> str | None:
-        """Return why what is staged should not be booted any more, as far as the server says."""
+    async def _unwanted(self, attempt: Attempt | None, *, patient: bool = False) -> str | None:
+        """Return why what is staged should not be booted any more, as far as the server says.
+
+        ``patient``: something newer counts only once this host would install it.
+        """
         if attempt is None:
             return None
         try:
@@ -560,17 +574,31 @@ class Daemon:
         except UpdateAgentError as error:
             logger.warning("cannot ask whether %s is still wanted: %s", attempt.version, error)
             return None
-        await self._answered(offer)
+        await self._answered()
         if offer.wait and offer.wait.reason is not Reason.PAUSED:
             return offer.wait.sentence
-        if offer.release and offer.release.root_hash != attempt.root_hash:
-            return f"{offer.release.version} is offered instead"
-        return None
+        if offer.release is None or offer.release.root_hash == attempt.root_hash:
+            return None
+        if patient and not await self._would_install():
+            return None
+        return f"{offer.release.version} is offered instead"
+
+    async def _would_install(self) -> bool:
+        """Return whether this host would now install what the repository has."""
+        if self._held_here():
+            return False
+        host = replace(self.host, failed=frozenset(self.record.failed))
+        try:
+            offer = await self._questions.ask(self._world.releases.ask, host)
+        except UpdateAgentError as error:
+            logger.warning("cannot ask what there is for this host: %s", error)
+            return False
+        return offer.release is not None and offer.wait is None
 
     async def _arm(self) -> None:
         await asyncio.to_thread(self._world.slots.arm)
         boot_id = self._boot.boot_id if self._boot else None
-        await self._keep(lambda it: it.arming(boot_id, done=True))
+        await self._keep(lambda it: it.arming(boot_id, armed=True))
 
     async def _reboot(self) -> None:
         await asyncio.to_thread(
@@ -580,9 +608,17 @@ class Daemon:
         self._schedule()
 
     async def _disarm(self) -> None:
+        before = self.record.attempt
         with _survived("cannot disarm the other slot"):
-            await asyncio.to_thread(self._world.slots.disarm)
-            await self._keep(lambda it: it.arming(None))
+            if before:  # should the power go now, the slot's flags tell
+                await self._keep(lambda it: it.arming(before.armed_in, armed=False))
+            try:
+                await asyncio.to_thread(self._world.slots.disarm)
+            except UpdateAgentError:
+                if before:
+                    await self._keep(lambda it: it.arming(before.armed_in, armed=before.armed))
+                raise
+            await self._keep(lambda it: it.arming(None, armed=False))
 
     async def _give_back(self) -> None:
         with _survived("cannot give the permission to reboot back"):

@@ -62,11 +62,6 @@ class Attempt:
     fetched: Size = 0
     saved: Size = 0
 
-    @property
-    def goal(self) -> Goal:
-        """What ``lifecycle.awakened`` wants to know of it."""
-        return Goal(root_hash=self.root_hash, armed_in=self.armed_in, armed=self.armed)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
@@ -118,11 +113,20 @@ class Record:
         """Return this with an attempt under way."""
         return replace(self, attempt=attempt)
 
-    def arming(self, boot_id: str | None, *, done: bool = False) -> "Record":
-        """Return this with its slot about to be armed in a boot, ``done``, or armed in none."""
+    @property
+    def goal(self) -> Goal | None:
+        """Where this host is on its way to. A trial proves that its slot was armed."""
+        it = self.attempt
+        if it is None:
+            return None
+        armed = it.armed or self.state is State.TRIAL
+        return Goal(root_hash=it.root_hash, armed_in=it.armed_in, armed=armed)
+
+    def arming(self, boot_id: str | None, *, armed: bool) -> "Record":
+        """Return this with a slot that was ``armed`` in a boot, or may have been; None: in none."""
         if self.attempt is None:
             return self
-        return self.began(replace(self.attempt, armed_in=boot_id, armed=done))
+        return self.began(replace(self.attempt, armed_in=boot_id, armed=armed))
 
     def ended(self, outcome: Outcome, now: datetime, why: str) -> "Record":
         """Return this with its attempt, if there is one, in the past."""
