@@ -264,14 +264,14 @@ class Etcd:
         self._access = access
         self._at = int(chance() * len(access.endpoints))
         self._lock = threading.RLock()
-        self._session = _session(access)
+        self._adapter = _Adapter(access)
         self._token: str | None = None
         self.sent = 0
         """Requests."""
 
     def close(self) -> None:
         """Close all connections."""
-        self._session.close()
+        self._adapter.close()
 
     def get(self, wanted: Get) -> Answer:
         """Return what ``wanted`` finds."""
@@ -362,9 +362,9 @@ class Etcd:
         self, url: str, create: Mapping[str, Any], headers: Mapping[str, str], seconds: float
     ) -> Generator[list[Event], None, None]:
         deadline = _Deadline(self._access.deadline)
-        with _session(self._access) as session:
+        with closing(_Adapter(self._access)) as adapter:
             with _told(url):
-                answer = _posted(session, url + "/v3/watch", create, headers, deadline)
+                answer = adapter.post(url + "/v3/watch", create, headers, deadline)
             with answer:
                 if answer.status_code != requests.codes.ok:
                     raise _refused(url, answer.status_code, _parsed(url, _body(url, answer)))
@@ -422,7 +422,7 @@ class Etcd:
     ) -> dict[str, Any]:
         self.sent += 1
         with _told(url):
-            answer = _posted(self._session, url + path, body, headers, _Deadline(seconds + _SILENT))
+            answer = self._adapter.post(url + path, body, headers, _Deadline(seconds + _SILENT))
             with answer:
                 found = _parsed(url, _body(url, answer))
         if answer.status_code != requests.codes.ok:
@@ -520,42 +520,33 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-def _session(access: Access) -> requests.Session:
-    """Return a session whose connections are made with the certificates that there are then."""
-    session = connection.Session()
-    session.trust_env = False
-    session.verify = access.ca or True
-    if access.cert:
-        session.cert = (access.cert, access.key) if access.key else access.cert
-    for scheme in ("http://", "https://"):
-        adapter = HTTPAdapter(pool_maxsize=1)
-        adapter.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-        session.mount(scheme, adapter)
-    return session
+class _Adapter(HTTPAdapter):
+    """Sends as requests does, past its sessions: there are no redirects, cookies or proxies."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__(pool_maxsize=1)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self._verify = access.ca or True
+        self._cert = (access.cert, access.key) if access.cert and access.key else access.cert
+
+    def post(
+        self, url: str, body: Mapping[str, Any], headers: Mapping[str, str], deadline: _Deadline
+    ) -> requests.Response:
+        """Send a request, and return the answer as far as its headers."""
+        made = _blank(url).copy()
+        made.body = json.dumps(body).encode()
+        made.headers.update(headers)
+        made.headers["Content-Length"] = str(len(made.body))
+        with connection.watched(deadline):
+            return self.send(
+                made, timeout=deadline.left(), stream=True, verify=self._verify, cert=self._cert
+            )
 
 
 @lru_cache(maxsize=64)
 def _blank(url: str) -> requests.PreparedRequest:
     """Return a request without a body: to make one anew costs more than to fill one in."""
     return requests.Request("POST", url).prepare()
-
-
-def _posted(
-    session: requests.Session,
-    url: str,
-    body: Mapping[str, Any],
-    headers: Mapping[str, str],
-    deadline: _Deadline,
-) -> requests.Response:
-    """Send a request, and return the answer as far as its headers."""
-    made = _blank(url).copy()
-    made.headers.update(headers)
-    made.prepare_body(json.dumps(body), None)
-    with connection.watched(deadline):
-        return session.send(
-            made, timeout=deadline.left(), stream=True, allow_redirects=False,
-            verify=session.verify, cert=session.cert, proxies={},
-        )  # fmt: skip
 
 
 # What went wrong ---------------------------------------------------------------------------------
