@@ -11,13 +11,14 @@ import pytest
 from tests.etcd import Ca, Cluster, cluster, free_ports, until
 from tests.gateway import Fault, Plan, Says, Sends, gateway
 from update_agent.host.etcd import (
+    Absent,
     Access,
     AuthError,
     CertificateError,
     CompactedError,
-    Compare,
     Created,
     Delete,
+    Either,
     Etcd,
     EtcdError,
     Get,
@@ -100,7 +101,7 @@ def test_a_key_is_found_without_its_value(etcd: Etcd) -> None:
     ],
 )
 def test_every_compare_guards(
-    kind: type[Compare], key: str, revision: str, *, holds: bool, etcd: Etcd
+    kind: type[Unchanged | Created], key: str, revision: str, *, holds: bool, etcd: Etcd
 ) -> None:
     """The gateway ignores names it does not know: each compare has to fail when it should."""
     revisions = {"never": 0, "created": put(etcd), "between": put(etcd, "/t/b")}
@@ -114,6 +115,35 @@ def test_every_compare_guards(
     assert value(etcd) == (b"done" if holds else b"y")
     assert answer.found[0].entry
     assert answer.found[0].entry.value == (b"done" if holds else b"y")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "holds"),
+    [("/t/", False), ("/t/a", False), ("/t/b", True), ("/", False), ("/u", True)],
+)
+def test_a_prefix_is_absent_when_nothing_begins_with_it(
+    prefix: str, *, holds: bool, etcd: Etcd
+) -> None:
+    put(etcd)
+    put(etcd, "/t/a/b")
+
+    assert etcd.txn((Absent(prefix),), (), ()).succeeded is holds
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_an_either_is_decided_before_and_reads_after_what_is_done_with_it(
+    others: bool,  # noqa: FBT001
+    etcd: Etcd,
+) -> None:
+    if others:
+        put(etcd, "/t/b")
+    either = Either(Absent("/t/"), (Get("/t/", prefix=True), Get("/u")), (Get("/t/a"),))
+
+    answer = etcd.txn((), (Put("/t/a", b"mine"), either, Get("/t/a")))
+
+    assert answer.either is not others
+    assert len(answer.found) == (2 if others else 3)
+    assert all(it.entry and it.entry.value == b"mine" for it in (answer.found[0], answer.found[-1]))
 
 
 @pytest.mark.case(77)

@@ -467,7 +467,7 @@ def test_what_a_loser_of_a_race_wanted_the_winner_of_the_next_does(
     cost = confirms_against(rival, etcd1)
 
     assert {it.confirmed is not None for it in held(etcd).holders.values()} == {True}
-    assert cost == (1, 0, 3)  # look, lose, look
+    assert cost == (2, 0, 3)  # look, lose, lose: it is done
     assert Group(etcd, "web").look().asks == ()
 
 

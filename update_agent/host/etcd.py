@@ -140,8 +140,29 @@ class Created:
     revision: int
 
 
-Operation = Get | Put | Delete
-Compare = Unchanged | Created
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Holds when no key begins with ``prefix``."""
+
+    prefix: str
+
+
+Compare = Unchanged | Created | Absent
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """Read ``success`` when ``compare`` held before all that is done with it, else ``failure``.
+
+    At most one of them is in a transaction.
+    """
+
+    compare: Compare
+    success: tuple[Get, ...]
+    failure: tuple[Get, ...]
+
+
+Operation = Get | Put | Delete | Either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +198,8 @@ class Answer:
     cluster: str
     revision: int
     found: tuple[Found, ...] = ()
+    either: bool = False
+    """The compare of an Either held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,10 +233,31 @@ def written(operation: Operation | Compare) -> dict[str, Any]:
             return {"request_put": _put(operation)}
         case Delete():
             return {"request_delete_range": _keys(operation.key, prefix=operation.prefix)}
+        case Either():
+            return {"request_txn": _txn((operation.compare,), operation.success, operation.failure)}
+        case _:
+            return _compared(operation)
+
+
+def _compared(it: Compare) -> dict[str, Any]:
+    match it:
         case Unchanged():
-            return _compare(operation.key, "MOD", "mod_revision", operation.revision)
+            return _compare(it.key, "MOD", "mod_revision", it.revision)
         case Created():
-            return _compare(operation.key, "CREATE", "create_revision", operation.revision)
+            return _compare(it.key, "CREATE", "create_revision", it.revision)
+        case Absent():
+            none = _compare(it.prefix, "CREATE", "create_revision", 0)
+            return none | _keys(it.prefix, prefix=True)
+
+
+def _txn(
+    compares: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation]
+) -> dict[str, Any]:
+    return {
+        "compare": [written(it) for it in compares],
+        "success": [written(it) for it in success],
+        "failure": [written(it) for it in failure],
+    }
 
 
 def _compare(key: str, target: str, name: str, revision: int) -> dict[str, Any]:
@@ -293,16 +337,12 @@ class Etcd:
         ``again``: to do it twice does no harm, so another endpoint is asked when it is not known
         what the first did.
         """
-        body = {
-            "compare": [written(it) for it in compares],
-            "success": [written(it) for it in success],
-            "failure": [written(it) for it in failure],
-        }
-        reads = all(isinstance(it, Get) for it in (*success, *failure))
+        reads = all(isinstance(it, Get | Either) for it in (*success, *failure))
+        body = _txn(compares, success, failure)
         found = _answer(self._call("/v3/kv/txn", body, again=reads or again))
-        wanted = [it for it in (success if found.succeeded else failure) if isinstance(it, Get)]
-        if len(found.found) != len(wanted):
-            raise UnclearError(f"etcd sent {len(found.found)} of {len(wanted)} answers")
+        wanted = _gets(success if found.succeeded else failure, either=found.either)
+        if len(found.found) != wanted:
+            raise UnclearError(f"etcd sent {len(found.found)} of {wanted} answers")
         return found
 
     def grant(self, seconds: int) -> int:
@@ -682,12 +722,29 @@ def _answer(found: Mapping[str, Any]) -> Answer:
         succeeded=found.get("succeeded") is True,
         cluster=str(cluster),
         revision=revision,
-        found=tuple(
-            _found(_dict(it, "response_range"))
-            for it in _list(found, "responses")
-            if "response_range" in it
+        found=tuple(_found(it) for it in _ranges(found)),
+        either=any(
+            _dict(it, "response_txn").get("succeeded") is True for it in _list(found, "responses")
         ),
     )
+
+
+def _ranges(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield what was found for each Get, those of an Either in its place."""
+    for it in _list(found, "responses"):
+        if "response_range" in it:
+            yield _dict(it, "response_range")
+        elif "response_txn" in it:
+            yield from _ranges(_dict(it, "response_txn"))
+
+
+def _gets(operations: Sequence[Operation], *, either: bool) -> int:
+    """Return how many answers ``operations`` have, where the compare of an Either held, or not."""
+    counts = (
+        len(it.success if either else it.failure) if isinstance(it, Either) else isinstance(it, Get)
+        for it in operations
+    )
+    return sum(counts)
 
 
 def _found(it: Mapping[str, Any]) -> Found:

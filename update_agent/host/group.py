@@ -30,11 +30,13 @@ from update_agent.core.reason import Reason, Wait
 from update_agent.core.semaphore import Ask, Holder, Released, Semaphore, Waiting
 from update_agent.errors import HostError
 from update_agent.host.etcd import (
+    Absent,
     Answer,
     CompactedError,
     Compare,
     Created,
     Delete,
+    Either,
     Entry,
     Etcd,
     EtcdError,
@@ -144,6 +146,8 @@ class _Lost:
     """The revision at which the slots were last changed."""
     first: str | None
     """The key that asks first."""
+    view: View | None = None
+    """The group as it stood then, if nobody else asked for something: the loser goes first."""
 
 
 class Group:
@@ -302,14 +306,19 @@ class Group:
         """Return what whoever lost wants to know: when the slots changed, and who asked first."""
         return (Get(self._key, values=False), Get(self._asks, prefix=True, limit=1, values=False))
 
+    def _reads_of_loser(self) -> Either:
+        """Return the same, but all of the group where nobody asks: the loser is next."""
+        return Either(Absent(self._asks), self._reads(), self._reads_after_race())
+
     def _attempt(self, view: View, edit: Edit) -> View | _Lost:
         """Change the slots; or, where others ask already, ask as well: the race would be lost."""
         others = any(it.key != self._own_ask for it, _, _ in _asked(view))
         if others and (ask := self._asking(view, edit.ask)):
-            return _lost(self._etcd.txn((), (*ask, *self._reads_after_race())))
+            return self._lost(self._etcd.txn((), (*ask, self._reads_of_loser())))
         return self._swap(view, edit)
 
-    def _swap(self, view: View, edit: Edit) -> View | _Lost:
+    def _swap(self, view: View, edit: Edit, *, helps: bool = False) -> View | _Lost:
+        """Change the slots if they are as in ``view``. Who ``helps`` need not know who won."""
         leaves = edit.leaves
         waiting = _understood(view.head)  # no more of them than are needed
         others = (it for it in waiting if not leaves or it.host != leaves.host)
@@ -323,11 +332,19 @@ class Group:
         compares += [Unchanged(entry.key, entry.changed) for entry, _, _ in _asked(view)]
         writes: list[Operation] = [Put(self._key, after)]
         writes += [Delete(it) for it in (*gone, *(it.key for it in view.asks))]
-        lost: list[Operation] = [*self._asking(view, edit.ask), *self._reads_after_race()]
+        reads = self._reads_after_race() if helps else (self._reads_of_loser(),)
+        lost: list[Operation] = [*self._asking(view, edit.ask), *reads]
         answer = self._etcd.txn(compares, (*writes, *self._reads(queue=not known)), lost)
         self.writes += answer.succeeded
         self.races += not answer.succeeded
-        return self._view(answer, queue=queue) if answer.succeeded else _lost(answer)
+        return self._view(answer, queue=queue) if answer.succeeded else self._lost(answer)
+
+    def _lost(self, answer: Answer) -> _Lost:
+        if answer.either:
+            view = self._view(answer)
+            return _Lost(changed=view.changed, first=None, view=view)
+        slots, asks = (it.entry for it in answer.found)
+        return _Lost(changed=slots.changed if slots else 0, first=asks.key if asks else None)
 
     def _offered(
         self, found: Semaphore, queue: Iterable[Waiting]
@@ -356,7 +373,7 @@ class Group:
             if found == view.semaphore and not turn:
                 return
             with suppress(HostError):
-                done = self._swap(view, Edit(semaphore=found))
+                done = self._swap(view, Edit(semaphore=found), helps=True)
                 if isinstance(done, View):
                     view = done
                     continue
@@ -374,6 +391,8 @@ class Group:
         if others_first or race >= _AT_ONCE:
             share = self._chance() + (1 if others_first else 0)
             time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
+        elif lost.view:
+            return lost.view
         if others_first:
             view = self.look_briefly()
             if self._served(view, ask):
@@ -432,11 +451,6 @@ class Group:
             nonces.add(_return_of(found.released))
         now = self._monotonic()
         self._first_seen = {it: self._first_seen.get(it, now) for it in nonces}
-
-
-def _lost(answer: Answer) -> _Lost:
-    slots, asks = (it.entry for it in answer.found)
-    return _Lost(changed=slots.changed if slots else 0, first=asks.key if asks else None)
 
 
 def _behind(view: View, gone: Sequence[str]) -> Found:
