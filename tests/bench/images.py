@@ -5,7 +5,7 @@ security. Suites, mirror and keyring are those of the machine, read from its apt
 root is built, so no host name stands here. Each is built once and kept in a cache folder:
 
     NAME.erofs      uncompressed root file system; fixed UUID and time
-    NAME.kernel     vmlinuz followed by its initramfs, in place of a unified kernel image
+    NAME.kernel     initramfs followed by its vmlinuz, in place of a unified kernel image
     NAME.packages   what is installed, one ``package version`` a line
     NAME.KIND.img   the slot image; KIND is ``sealed-`` with its hash, or ``standin``
 
@@ -373,10 +373,13 @@ def _installed(tree: Path) -> str:
 
 
 def _take_kernel(tree: Path, kernel: Path) -> None:
-    """Join the newest kernel and its initramfs; both are in ``boot`` under the kernel's version."""
+    """Join the newest initramfs and its kernel; both are in ``boot`` under the kernel's version.
+
+    The kernel alone is a program of the firmware, of which sealing wants a command line.
+    """
     vmlinuz = max((tree / "boot").glob("vmlinuz-*"))
     initramfs = tree / "boot" / vmlinuz.name.replace("vmlinuz-", "initrd.img-")
-    kernel.write_bytes(vmlinuz.read_bytes() + initramfs.read_bytes())
+    kernel.write_bytes(initramfs.read_bytes() + vmlinuz.read_bytes())
 
 
 def _strip(tree: Path) -> None:
