@@ -61,10 +61,8 @@ _GONE = Wait(
 )
 
 _AT_REST = (State.IDLE, State.WAITING, State.FAILED, State.TRIAL)
-"""States in which no update is under way; what somebody wished for the last one is over."""
-
-_ROLLS_BACK = (State.IDLE, State.WAITING, State.FAILED, State.TRIAL)
-"""States in which the other slot holds a release that ran here, if any."""
+"""States in which no update is on its way: what somebody wished for the last one is over, and the
+other slot holds a release that ran here, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +242,7 @@ class Daemon:
         """
         self._want_awake("roll back")
         async with self._work:  # no installation begins meanwhile
-            if self.record.state not in _ROLLS_BACK:
+            if self.record.state not in _AT_REST:
                 raise NotNowError(
                     f"cannot roll back while {self.record.state}",
                     hint="the other slot is in use: 'update-agentctl cancel' first",

@@ -206,9 +206,8 @@ def keep_count(site: Site, name: str, kept: Account) -> None:
 def set_budget(site: Site, name: str, wanted: SetBudget, author: str) -> None:
     """Say what the rollouts of the channel ``name`` may cost. Raises HostError."""
     channels.find(site.repository(), name)
-    _keep(
-        site, name, Account(budget=wanted.budget), budget=_written(wanted.budget)
-    )  # whatever was there before
+    first = Account(budget=wanted.budget)  # for what was kept before is not looked at
+    _keep(site, name, first, budget=_written(wanted.budget))
     note(
         site, name, author=author, action="budget", reason=wanted.reason,
         result=document.encode(wanted.budget).decode().replace("\n", ""),
