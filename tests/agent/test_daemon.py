@@ -815,7 +815,7 @@ def test_what_waits_for_a_person_on_a_host_that_is_paused_stays() -> None:
 
 @pytest.mark.parametrize("settings", [BY_PERSON, IMMEDIATE, IN_TURN])
 @pytest.mark.parametrize("without_lock", [False, True])
-def test_nobody_reboots_into_what_is_quarantined(settings: Settings, without_lock: bool) -> None:  # noqa: FBT001
+def test_nobody_reboots_into_what_is_quarantined(settings: Settings, *, without_lock: bool) -> None:
     fakes = Fakes(answers=[OFFER], permission=HELD)
 
     async def story(case: Case) -> None:
@@ -898,7 +898,7 @@ def test_a_power_cut_right_after_the_slot_was_armed_hides_no_fall() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_power_cut_while_a_slot_is_disarmed_is_no_fall(fails: bool) -> None:  # noqa: FBT001
+def test_a_power_cut_while_a_slot_is_disarmed_is_no_fall(*, fails: bool) -> None:
     """The flags decide: those of a slot that could not be disarmed say so."""
     fakes = CutAfter(answers=[OFFER], trouble={"reboot": BLOCKED})
     fakes.last = "disarm"

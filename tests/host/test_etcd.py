@@ -132,8 +132,7 @@ def test_a_prefix_is_absent_when_nothing_begins_with_it(
 
 @pytest.mark.parametrize("others", [False, True])
 def test_an_either_is_decided_before_and_reads_after_what_is_done_with_it(
-    others: bool,  # noqa: FBT001
-    etcd: Etcd,
+    etcd: Etcd, *, others: bool
 ) -> None:
     if others:
         put(etcd, "/t/b")
