@@ -1,9 +1,11 @@
-"""What every program does alike when it ends."""
+"""What every program does alike."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Iterator
 
 import pytest
 
+from tests.manuals import PROGRAMS
 from update_agent import cli
 from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError
@@ -63,3 +65,23 @@ def test_what_an_option_does_not_take_is_wrong_usage(capsys: pytest.CaptureFixtu
         cli.run(command, ["--version-of", "x"])
     assert ended.value.code == 2
     assert "error: argument --version-of: 'x' is no version" in capsys.readouterr().err
+
+
+def verbs(command: ArgumentParser) -> Iterator[ArgumentParser]:
+    """Yield all verbs of a program, and those of its verbs."""
+    for action in command._actions:
+        if isinstance(action, _SubParsersAction):
+            for verb in action.choices.values():
+                yield from verbs(verb) if _has_verbs(verb) else (verb,)
+
+
+def _has_verbs(command: ArgumentParser) -> bool:
+    return any(isinstance(it, _SubParsersAction) for it in command._actions)
+
+
+def test_every_verb_says_what_it_did_as_json() -> None:
+    found = [verb for _, command in PROGRAMS for verb in verbs(command())]
+    silent = {it.prog for it in found if "--json" not in it.format_help()}
+
+    assert len(found) > 50
+    assert silent == {"update-agentctl completion", "update-server serve"}

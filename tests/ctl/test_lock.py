@@ -254,6 +254,22 @@ def test_a_release_is_forgiven_on_all_hosts(seat: Seat) -> None:
     assert seat.says("forgive", version) == f"no host said that {version} rolled back\n"
 
 
+def test_programs_are_told_how_the_group_stands_after_what_they_did(seat: Seat) -> None:
+    version = f"1.2.0-{seat.name}"
+    assert json.loads(seat.says("slots", "2", "--json")) == seat.status()
+
+    seat.holds(one="1", two="2")
+    revision = str(seat.status()["revision"])
+    after = json.loads(seat.says("release", "one", "--revision", revision, "--json"))
+    assert [it["name"] for it in after["holders"]] == ["two"]
+    assert after == seat.status()
+
+    groups.tell_bad(seat.etcd, version, "1" * 32, "web-1")
+    assert seat.status()["bad_releases"][version] == ["web-1"]
+    after = json.loads(seat.says("forgive", version, "--json"))
+    assert version not in after["bad_releases"]
+
+
 # What is wrong -----------------------------------------------------------------------------------
 
 

@@ -219,6 +219,18 @@ def test_repair_says_what_it_did(
     )
 
 
+def test_programs_are_told_how_the_disk_stands_after_a_repair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = image_with(tmp_path, OK, ARMED)
+    _damage_backup(image)
+
+    assert run(image, "repair", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["disk"], found["tables"]["sound"]) == (str(image), True)
+    assert [it["state"] for it in found["slots"]] == ["successful", "on trial"]
+
+
 @pytest.mark.case(57)
 @pytest.mark.parametrize("command", [("repair",), ("arm", "B"), ("confirm", "A")], ids=" ".join)
 def test_two_bad_copies_are_refused_without_a_write(

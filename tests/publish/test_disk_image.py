@@ -1,5 +1,6 @@
 """Disks that boot: what independent tools say of them, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,15 @@ def install(device: Path, disk: Disk, *more: str) -> int:
 
 
 def test_a_device_is_installed_over_whatever_was_on_it(
-    disk: Disk, releases: Releases, tmp_path: Path
+    disk: Disk, releases: Releases, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "old.img"
     old.write_bytes(b"\xa5" * (SIZE * MIB))
     with loop(old) as device:
-        assert install(device, disk, "--yes") == 0
+        assert install(device, disk, "--yes", "--json") == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "disk": str(device), "slots": {"A": str(releases.v1.image)},
+        }  # fmt: skip
         assert "slot A boots next" in tool("update-agentctl", "slots", "--disk", device)
 
     content = old.read_bytes()

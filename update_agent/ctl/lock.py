@@ -57,9 +57,8 @@ def add_options(verb: ArgumentParser) -> None:
     verb.description = fill(verb.description or "", WIDTH)
     verb.formatter_class = RawDescriptionHelpFormatter
     verbs = verb.add_subparsers(title="verbs", metavar="VERB", required=True)
-    status = _verb(verbs, "status", "show slots, holders, who waits, bad releases, rules", _status)
-    status.add_argument("--json", action="store_true", help="print JSON; with --watch one line"
-                        " each")  # fmt: skip
+    status = _verb(verbs, "status", "show slots, holders, who waits, bad releases, rules", _status,
+                   "print JSON; with --watch one line each")  # fmt: skip
     status.add_argument("--watch", action="store_true", help="look again every"
                         f" {_AGAIN:.0f} seconds, and say how long each holder was seen"
                         " here")  # fmt: skip
@@ -93,9 +92,11 @@ def _verb(
     name: str,
     what: str,
     run: Callable[["Seat", Namespace], int],
+    json_help: str = "print what 'lock status --json' prints then",
 ) -> ArgumentParser:
     made: ArgumentParser = verbs.add_parser(name, help=what, description=f"{what.capitalize()}.")
     cli.add_settings(made, config.FOLDERS)
+    made.add_argument("--json", action="store_true", help=json_help)
     made.set_defaults(run=lambda options: _seated(options, run))
     return made
 
@@ -144,19 +145,36 @@ def seat(folders: Sequence[Path]) -> Iterator[Seat]:
 
 def _status(it: Seat, options: Namespace) -> int:
     while True:
-        view, slots = it.look()
-        bad = group.bad_releases(it.etcd)
         if options.json:
-            found = _plain(it.group, view, slots, bad)
-            print(json.dumps(found, indent=None if options.watch else 2), flush=True)
+            _print_json(it, indent=None if options.watch else 2)
         else:
-            if options.watch and sys.stdout.isatty():
-                print("\x1b[H\x1b[2J", end="")
-            lines = _text(it.group, view, slots, bad, watched=options.watch)
-            print("\n".join(lines), flush=True)
+            _print_text(it, watched=options.watch)
         if not options.watch:
             return 0
         time.sleep(_AGAIN)
+
+
+def _print_json(it: Seat, *, indent: int | None = 2) -> None:
+    view, slots = it.look()
+    found = _plain(it.group, view, slots, group.bad_releases(it.etcd))
+    print(json.dumps(found, indent=indent), flush=True)
+
+
+def _print_text(it: Seat, *, watched: bool) -> None:
+    view, slots = it.look()
+    lines = _text(it.group, view, slots, group.bad_releases(it.etcd), watched=watched)
+    if watched and sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="")
+    print("\n".join(lines), flush=True)
+
+
+def _done(it: Seat, options: Namespace, said: str) -> int:
+    """Say what was done, or, for programs, how the group stands then."""
+    if options.json:
+        _print_json(it)
+    else:
+        print(said)
+    return 0
 
 
 def _slots(it: Seat, options: Namespace) -> int:
@@ -174,10 +192,10 @@ def _slots(it: Seat, options: Namespace) -> int:
 
     it.group.change(edit)
     _, slots = it.look()
-    print(f"the group {it.group.name} has {_number_of_slots(slots)}{_rules(slots)}")
+    said = f"the group {it.group.name} has {_number_of_slots(slots)}{_rules(slots)}"
     if len(slots.holders) > slots.slots:
-        print(f"(held by {len(slots.holders)} now: nobody begins until there are fewer)")
-    return 0
+        said += f"\n(held by {len(slots.holders)} now: nobody begins until there are fewer)"
+    return _done(it, options, said)
 
 
 def _release(it: Seat, options: Namespace) -> int:
@@ -188,8 +206,8 @@ def _release(it: Seat, options: Namespace) -> int:
         now, slots = it.look()
         _want_revision(now, slots, options.revision)
         raise HostError(wait.sentence, hint=wait.ends)
-    print(f"the reboot slot of {held.name} ({host}) is free; it was {_wish(held)}")
-    return 0
+    said = f"the reboot slot of {held.name} ({host}) is free; it was {_wish(held)}"
+    return _done(it, options, said)
 
 
 def _forgive(it: Seat, options: Namespace) -> int:
@@ -197,11 +215,13 @@ def _forgive(it: Seat, options: Namespace) -> int:
     hosts = group.bad_hosts(it.etcd, version)
     group.forgive(it.etcd, version)
     if hosts:
-        print(f"{version}, which rolled back on {', '.join(hosts)}, may be installed again; on"
-              " these hosts themselves with 'update-agentctl force'")  # fmt: skip
+        said = (
+            f"{version}, which rolled back on {', '.join(hosts)}, may be installed again; on"
+            " these hosts themselves with 'update-agentctl force'"
+        )
     else:
-        print(f"no host said that {version} rolled back")
-    return 0
+        said = f"no host said that {version} rolled back"
+    return _done(it, options, said)
 
 
 def _want_revision(view: View, slots: Semaphore, revision: int) -> None:

@@ -13,7 +13,14 @@ from contextlib import AbstractContextManager, nullcontext
 from update_agent import cli
 from update_agent.core import slot
 from update_agent.core.slot import SlotName, Slots
-from update_agent.ctl.slots import View, add_disk_options, look, slot_lines, slots_as_json
+from update_agent.ctl.slots import (
+    View,
+    add_disk_options,
+    as_json,
+    look,
+    slot_lines,
+    slots_as_json,
+)
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
 from update_agent.host import udev
@@ -69,6 +76,8 @@ def command() -> ArgumentParser:
     meaning = "make both copies of the partition table whole and equal"
     verb = verbs.add_parser("repair", help=meaning, description=f"{meaning}.")
     add_disk_options(verb, required=True)
+    verb.add_argument("--json", action="store_true",
+                      help="print what 'update-agentctl slots --json' prints then")  # fmt: skip
     verb.set_defaults(run=repair)
     return made
 
@@ -123,7 +132,9 @@ def repair(options: Namespace) -> int:
     before = look(options.disk, options.sector_size)
     with disks.open_disk(before.disk, writable=True, sector_size=options.sector_size) as disk:
         after = disks.repair(disk)
-    if before.tables == after:
+    if options.json:
+        print(json.dumps(as_json(look(before.disk, options.sector_size)), indent=2))
+    elif before.tables == after:
         print(f"{before.disk}: both copies of the partition table are good; nothing was written")
     else:
         print(f"{before.disk}: both copies of the partition table are good now")

@@ -6,6 +6,7 @@ back past every cache, and slot A gets its priority last: a disk whose making wa
 not boot half of a release.
 """
 
+import json
 import os
 import stat
 import sys
@@ -237,6 +238,7 @@ def add_options(verb: ArgumentParser) -> None:
                       help="gptprio.efi (default: made from "
                       "partition-layout/selector)")  # fmt: skip
     verb.add_argument("--yes", action="store_true", help="overwrite a device without asking")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=run)
 
 
@@ -257,7 +259,10 @@ def run(options: Namespace) -> int:
         raise HostError(f"there is no device {options.output}")
     else:
         make_file(disk, options.output, size_mib=options.size, tell=tell)
-    print(f"{options.output}: boots {options.image} from slot A")
+    if options.json:
+        print(json.dumps({"disk": str(options.output), "slots": {"A": str(options.image)}}))
+    else:
+        print(f"{options.output}: boots {options.image} from slot A")
     return 0
 
 
