@@ -13,6 +13,7 @@ All of it takes time and memory in proportion to the bytes: nothing here was sig
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import chain
 from typing import Annotated, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ MAX_SIZE = 1_000_000
 """Bytes of the largest document when nothing smaller is said."""
 
 T = TypeVar("T")
+_CONTAINERS = (dict, list)
 
 Format = Literal[1]
 """Which set of rules a document follows."""
@@ -123,12 +125,12 @@ def _no_integer(text: str) -> NoReturn:
 
 def _check_depth(value: object, what: str) -> None:
     """Walk down a level at a time, so that depth costs no stack."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        if not level:
-            return
-    raise _too_deep(what)
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(MAX_DEPTH - 1):
+        inside = chain.from_iterable(it.values() if isinstance(it, dict) else it for it in level)
+        level = [it for it in inside if isinstance(it, _CONTAINERS)]
+    if any(level):
+        raise _too_deep(what)
 
 
 def _check_characters(value: object, what: str) -> None:
@@ -137,12 +139,6 @@ def _check_characters(value: object, what: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DocumentError(f"{what} has half of a character: {error.reason}") from error
-
-
-def _inside(value: object) -> list[object]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _too_deep(what: str) -> DocumentError:
