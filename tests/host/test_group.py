@@ -483,7 +483,7 @@ def test_who_asked_after_another_lets_it_go_first(etcd: Etcd, etcd1: Cluster) ->
     view = Group(etcd, "web").look()
     cost = confirms_against(rival, etcd1)
 
-    assert cost == (1, 1, 5)  # look, lose, look briefly, look, win
+    assert cost == (1, 1, 4)  # look, lose, look, win
     assert set(held(etcd).holders) == {host(1)}
 
 

@@ -75,6 +75,15 @@ class LostRacesError(EtcdError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a holder asks for, and where it stands in etcd."""
+
+    entry: Entry
+    host: str
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """A group as it stood at one moment."""
 
@@ -91,6 +100,8 @@ class View:
     """How many wait."""
     asks: tuple[Entry, ...] = ()
     """What holders ask for, as it stands in etcd; this host's too."""
+    asked: tuple[Asked, ...] = ()
+    """As much of it as says something sensible."""
     cluster: str
     revision: int
     """Where etcd stood."""
@@ -194,8 +205,7 @@ class Group:
         """
         if self.host is None:
             return self.look()
-        elsewhere = Created(self._queue + self.host, 0)
-        return self._view(self._etcd.txn((elsewhere,), self._reads(queue=False), self._reads()))
+        return self._look_without(self._queue + self.host)
 
     def change(self, edit: Callable[[View], Edit | Wait], view: View | None = None) -> Wait | None:
         """Change the slots by ``edit``, or return why it would not. Raises EtcdError.
@@ -288,14 +298,20 @@ class Group:
 
     # Within
 
+    def _look_without(self, key: str) -> View:
+        """Return the group as it stands, and its queue only if there is ``key``."""
+        absent = Created(key, 0)
+        return self._view(self._etcd.txn((absent,), self._reads(queue=False), self._reads()))
+
     @property
     def _own_ask(self) -> str | None:
         """The key by which this host asks for something."""
         return self._asks + self.host if self.host else None
 
-    def _reads(self, *, queue: bool = True) -> tuple[Get, ...]:
-        """Return what is read to see the group, with the head of its queue or without."""
-        reads = [Get(self._key), Get(self._asks, prefix=True, limit=_ASKS)]
+    def _reads(self, *, slots: bool = True, queue: bool = True) -> tuple[Get, ...]:
+        """Return what is read to see the group, with its slots and the head of its queue or not."""
+        reads = [Get(self._key)] if slots else []
+        reads.append(Get(self._asks, prefix=True, limit=_ASKS))
         if self._own_ask:
             reads += [Get(self._own_ask), Get(f"{self._queue}{self.host}")]
         if queue:
@@ -312,7 +328,7 @@ class Group:
 
     def _attempt(self, view: View, edit: Edit) -> View | _Lost:
         """Change the slots; or, where others ask already, ask as well: the race would be lost."""
-        others = any(it.key != self._own_ask for it, _, _ in _asked(view))
+        others = any(it.entry.key != self._own_ask for it in view.asked)
         if others and (ask := self._asking(view, edit.ask)):
             return self._lost(self._etcd.txn((), (*ask, self._reads_of_loser())))
         return self._swap(view, edit)
@@ -322,22 +338,25 @@ class Group:
         leaves = edit.leaves
         waiting = _understood(view.head)  # no more of them than are needed
         others = (it for it in waiting if not leaves or it.host != leaves.host)
-        after, turn = self._offered(edit.semaphore, others)
+        after, data, turn = self._offered(edit.semaphore, others)
         gone = [self._queue + it.host for it in (*turn, *([leaves] if leaves else []))]
         queue = _behind(view, gone)
-        full = len(edit.semaphore.holders) + len(turn) >= edit.semaphore.slots
+        full = len(after.holders) >= after.slots
         known = full and bool(queue.entries)  # and in its order: who comes now stands behind them
         compares: list[Compare] = [Unchanged(self._key, view.changed)]
         compares += [Created(self._queue + it.host, it.created) for it in turn]
-        compares += [Unchanged(entry.key, entry.changed) for entry, _, _ in _asked(view)]
-        writes: list[Operation] = [Put(self._key, after)]
+        compares += [Unchanged(it.entry.key, it.entry.changed) for it in view.asked]
+        writes: list[Operation] = [Put(self._key, data)]
         writes += [Delete(it) for it in (*gone, *(it.key for it in view.asks))]
         reads = self._reads_after_race() if helps else (self._reads_of_loser(),)
         lost: list[Operation] = [*self._asking(view, edit.ask), *reads]
-        answer = self._etcd.txn(compares, (*writes, *self._reads(queue=not known)), lost)
+        won = (*writes, *self._reads(slots=False, queue=not known))
+        answer = self._etcd.txn(compares, won, lost)
         self.writes += answer.succeeded
         self.races += not answer.succeeded
-        return self._view(answer, queue=queue) if answer.succeeded else self._lost(answer)
+        if not answer.succeeded:
+            return self._lost(answer)
+        return self._view(answer, written=after, queue=queue)
 
     def _lost(self, answer: Answer) -> _Lost:
         if answer.either:
@@ -348,16 +367,16 @@ class Group:
 
     def _offered(
         self, found: Semaphore, queue: Iterable[Waiting]
-    ) -> tuple[bytes, Sequence[Waiting]]:
-        """Return what to write so that what is free is offered, and to whom it is.
+    ) -> tuple[Semaphore, bytes, Sequence[Waiting]]:
+        """Return the slots with what is free offered, what to write for them, and whose turn it is.
 
         Where there is no room for more holders, nothing is offered.
         """
         after, turn = semaphore.offer(found, queue, quiet=self.quiet(found))
         try:
-            return semaphore.encode(after), turn
+            return after, semaphore.encode(after), turn
         except HostError:
-            return semaphore.encode(found), ()
+            return found, semaphore.encode(found), ()
 
     def _help(self, view: View) -> None:
         """Do what others came to ask and wait for since the last change read it. It can wait.
@@ -393,9 +412,9 @@ class Group:
             time.sleep(min(share * took * min(2**race, _SPREAD), _PAUSE))
         elif lost.view:
             return lost.view
-        if others_first:
-            view = self.look_briefly()
-            if self._served(view, ask):
+        if others_first and self._own_ask:
+            view = self._look_without(self._own_ask)
+            if self._served(view, ask) or self._asks_itself(view):
                 return view
         return self.look()  # with the queue: who changes the slots offers what is free
 
@@ -416,33 +435,47 @@ class Group:
         there = any((it.key, it.value) == (put.key, put.value) for it in view.asks)
         return [] if there else [put]
 
-    def _view(self, answer: Answer, queue: Found = _NOBODY) -> View:
-        """Return what ``answer`` shows; ``queue`` is what is known of it where it was not read."""
+    def _view(
+        self, answer: Answer, *, written: Semaphore | None = None, queue: Found = _NOBODY
+    ) -> View:
+        """Return what ``answer`` shows.
+
+        ``written`` are the slots where it wrote them and did not read them, ``queue`` what is known
+        of the queue where it was not read.
+        """
         parts = iter(answer.found)
-        slots, asks = next(parts), next(parts)
+        found, broken, changed = written, None, answer.revision
+        if written is None:
+            found, broken, changed = self._decoded(next(parts).entry)
+        asks = next(parts)
         own_ask, own = (next(parts), next(parts)) if self.host else (_NOBODY, _NOBODY)
         queue = next(parts, queue)
-        asking = (*asks.entries, *own_ask.entries)
-        found, broken = None, None
-        if slots.entry:
-            try:
-                found = semaphore.decode(slots.entry.value, self.name)
-            except DocumentError as error:
-                broken = str(error)
+        asking = {it.key: it for it in (*asks.entries, *own_ask.entries)}.values()
+        asking_hosts = _directly_below(self._asks, asking)
         if found:
             self._note(found)
         self.last = View(
             semaphore=found,
             broken=broken,
-            changed=slots.entry.changed if slots.entry else 0,
+            changed=changed,
             head=_directly_below(self._queue, queue.entries),
             own=own.entry,
             waiting=queue.count,
-            asks=_directly_below(self._asks, {it.key: it for it in asking}.values()),
+            asks=asking_hosts,
+            asked=tuple(_asked(asking_hosts)),
             cluster=answer.cluster,
             revision=answer.revision,
         )
         return self.last
+
+    def _decoded(self, slots: Entry | None) -> tuple[Semaphore | None, str | None, int]:
+        """Return the slots, or why they cannot be understood, and when they were changed."""
+        if slots is None:
+            return None, None, 0
+        try:
+            return semaphore.decode(slots.value, self.name), None, slots.changed
+        except DocumentError as error:
+            return None, str(error), slots.changed
 
     def _note(self, found: Semaphore) -> None:
         """Remember when what is there now was first seen."""
@@ -482,17 +515,17 @@ def _after_asks(view: View) -> View:
     found = view.semaphore
     if found is None:
         return view
-    for _, host, ask in _asked(view):
-        found = semaphore.serve(found, host, ask)
+    for it in view.asked:
+        found = semaphore.serve(found, it.host, it.ask)
     return replace(view, semaphore=found)
 
 
-def _asked(view: View) -> Iterator[tuple[Entry, str, Ask]]:
+def _asked(asks: Iterable[Entry]) -> Iterator[Asked]:
     """Yield what holders ask for; a key that says nothing sensible asks for nothing."""
-    for it in view.asks:
+    for it in asks:
         host = it.key.rpartition("/")[2]
         with suppress(DocumentError):
-            yield it, host, semaphore.decode_ask(it.value, host)
+            yield Asked(entry=it, host=host, ask=semaphore.decode_ask(it.value, host))
 
 
 # What operators do -------------------------------------------------------------------------------
