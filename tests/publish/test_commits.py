@@ -320,7 +320,9 @@ def test_offline_roles_are_renewed_in_a_ceremony_and_once_a_day_at_most(team: Te
 
 def _promote(folder: Path, number: int) -> None:
     Team(folder).do("channel", "create", f"channel-{number}", "--product", "os")
-    Team(folder).do("channel", "quarantine", "stable", f"0.{number}.0", "--reason", "all at once")
+    Team(folder).do(
+        "channel", "quarantine", "stable", f"0.{number}.0", "--anyway", "--reason", "all at once"
+    )
 
 
 def _add(folder: Path, image: Path, version: str, source: str) -> None:

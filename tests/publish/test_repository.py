@@ -3,7 +3,9 @@
 Hosts are played by python-tuf's own client, with what it learned before.
 """
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -126,7 +128,10 @@ def test_a_root_gathers_its_signatures_one_stick_after_the_other(
 
     assert main(["sign", "--keys", str(sticks[1]), *www]) == 0
 
-    assert said(capsys) == {"published": ["root 2"], "waiting": []}
+    found = said(capsys)
+    assert (found["published"], found["waiting"]) == (["root 2"], [])
+    assert len(found["changes"]) == 1
+    assert re.fullmatch("root 2 lets the key [0-9a-f]{12} sign root", found["changes"][0])
     assert learn(folder / "www", tmp_path / "host", STABLE)
     assert look(folder).problems == []
 
@@ -152,6 +157,112 @@ def test_a_release_is_signed_offline_and_published_by_who_has_the_online_key(
 
     assert "published releases 3, snapshot 5, timestamp 5" in capsys.readouterr().out
     assert learn(folder / "www", tmp_path / "host", "releases/os/1.1.0/release.json")
+    assert look(folder).problems == []
+
+
+def _forge(path: Path) -> None:
+    """List a release that nobody made, in metadata that somebody signed."""
+    found = json.loads(path.read_text())
+    listed = found["signed"]["targets"]
+    listed["releases/os/6.6.6/release.json"] = listed["releases/os/1.0.0/release.json"]
+    path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["refresh"], id="refresh"),
+        pytest.param(["release", "withdraw", "--product", "os", "--version", "1.0.0", "--reason",
+                      "bad"], id="withdraw"),
+        pytest.param(["channel", "pause", "stable", "--reason", "drill"], id="pause"),
+        pytest.param(["sign"], id="sign"),
+    ],
+)  # fmt: skip
+def test_nobody_signs_on_top_of_what_was_not_signed(
+    folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _forge(folder / "www/metadata/2.releases.json")
+    before = {it: it.read_bytes() for it in (folder / "www").rglob("*.json")}
+
+    assert publish(folder, *words) == 3
+
+    assert "releases 2 has 0 good signatures" in capsys.readouterr().err
+    assert {it: it.read_bytes() for it in (folder / "www").rglob("*.json")} == before
+
+
+def test_what_somebody_else_staged_is_shown_before_it_is_signed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staged = folder / "www/.staged/releases.json"
+    staged.parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "www/metadata/2.releases.json", staged)
+    found = json.loads(staged.read_text())
+    found["signed"]["version"] = 3
+    staged.write_text(json.dumps({**found, "signatures": []}))
+    _forge(staged)
+    targets = folder / "www/targets/releases/os"
+    shutil.copytree(targets / "1.0.0", targets / "6.6.6")
+    shown = "releases 3 adds releases/os/6.6.6/release.json"
+
+    assert publish(folder, "sign") == 0
+
+    heard = capsys.readouterr()
+    assert shown in heard.err
+    assert shown in heard.out
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+def test_who_says_no_signs_nothing(
+    answer: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    team = _only(folder / "keys", tmp_path / "team", "releases")
+    which = ["--product", "os", "--version", "1.0.0", "--reason", "bad"]
+    www = ["--repository", str(folder / "www"), "--keys", str(team)]
+    assert main(["release", "withdraw", *which, *www]) == 4
+    before = {it: it.read_bytes() for it in (folder / "www").rglob("*.json")}
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+
+    code = publish(folder, "sign")
+
+    heard = capsys.readouterr().err
+    assert (code, "nothing was signed" in heard) == (4, True)
+    assert "releases 3 removes releases/os/1.0.0/release.json" in heard
+    assert {it: it.read_bytes() for it in (folder / "www").rglob("*.json")} == before
+    assert publish(folder, "sign", "--yes") == 0
+    assert learn(folder / "www", tmp_path / "host", "releases/os/1.0.0/release.json") is None
+
+
+def test_an_edit_that_would_undo_another_is_put_aside(
+    folder: Path, releases: Releases, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    team = _only(folder / "keys", tmp_path / "team", "releases")
+    words = ["release", "add", str(releases.v2.image), "--product", "os", "--version", "1.1.0"]
+    www = ["--repository", str(folder / "www")]
+    assert main([*words, "--keys", str(team), *www]) == 0
+    staged = folder / "www/.staged/releases.json"
+    edit = staged.read_bytes()
+    staged.unlink()  # carried away, to another key
+    which = ["--product", "os", "--version", "1.0.0", "--reason", "bad", "--json"]
+    assert publish(folder, "release", "withdraw", *which) == 0
+    staged.write_bytes(edit)  # and back
+    capsys.readouterr()
+
+    assert publish(folder, "sign") == 0
+
+    heard = capsys.readouterr()
+    assert "the staged releases 3 was made before releases 3 was published" in heard.err
+    assert "repeat the edit" in heard.err
+    assert not staged.exists()
+    assert (folder / "www/.staged/releases.outdated").read_bytes() == edit
+    assert learn(folder / "www", tmp_path / "host", "releases/os/1.0.0/release.json") is None
     assert look(folder).problems == []
 
 
@@ -242,7 +353,8 @@ def test_a_lost_key_can_be_replaced_by_those_above_it(folder: Path, tmp_path: Pa
 def test_many_publishers_at_once_leave_every_edit_and_a_whole_repository(folder: Path) -> None:
     words = ["--repository", str(folder / "www"), "--keys", str(folder / "keys"), "--json"]
     jobs = [["channel", "create", f"beta-{number}", "--product", "os"] for number in range(6)]
-    jobs += [["channel", "quarantine", "stable", f"9.0.{it}", "--reason", "x"] for it in range(6)]
+    quarantine = ["channel", "quarantine", "stable", "--anyway", "--reason", "x"]
+    jobs += [[*quarantine, f"9.0.{it}"] for it in range(6)]
     program = "import sys; from update_agent.publish.main import main; sys.exit(main())"
     running = [
         subprocess.Popen([sys.executable, "-c", program, *job, *words], stdout=subprocess.DEVNULL)
@@ -295,6 +407,8 @@ def test_a_channel_promoted_twice_is_promoted_once(
         (["channel", "promote", "stable", "1.0.0", "--wave", "10"], "'10' is no wave"),
         (["channel", "promote", "stable", "1.0.0", "--deadline", "soon"], "'soon' is no time"),
         (["channel", "promote", "stable", "1.0.0", "--deadline", "2026-12-01"], "is no time"),
+        (["channel", "promote", "stable", "1.0.0", "--deadline", "9999-01-01T00:00Z"], "is no"),
+        (["channel", "promote", "stable", "1.0.0", "--deadline", "0001-01-01T00:00+14:00"], "no"),
         (["release", "show", "--product", "..", "--version", "1.0.0"], "'..' is no name"),
         (["init", "--key", "release=file:x"], "is no ROLE=URI; roles are root, targets"),
         (["init", "--expires", "timestamp=0"], "is no ROLE=NUMBER"),
@@ -335,6 +449,41 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(
 
     assert message in capsys.readouterr().err
     assert (folder / "www/metadata/timestamp.json").read_bytes() == timestamp
+
+
+def test_a_typo_quarantines_nothing_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(folder, "channel", "quarantine", "stable", "1.0.9", "--reason", "bad") == 4
+    assert "there is no release os 1.0.9" in capsys.readouterr().err
+    which = ["--product", "os", "--version", "1.0.0", "--reason", "bad", "--json"]
+    assert publish(folder, "release", "withdraw", *which) == 0
+    assert publish(folder, "channel", "quarantine", "stable", "1.0.0", "--reason", "bad") == 0
+
+
+def test_a_deadline_that_is_over_opens_no_rollout_to_everyone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["channel", "promote", "stable", "1.0.0", "--wave", "1%:1h", "--wave", "100%:1d"]
+    before = (folder / "www/metadata/timestamp.json").read_bytes()
+
+    assert publish(folder, *words, "--deadline", "2025-12-04T08:00Z") == 4
+
+    assert "the deadline 2025-12-04 08:00 is over before the rollout" in capsys.readouterr().err
+    assert (folder / "www/metadata/timestamp.json").read_bytes() == before
+
+
+def test_a_deadline_can_be_given_up(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    waves = ["--wave", "1%:1h", "--wave", "100%:1d", "--json"]
+    promote = ["channel", "promote", "stable", "1.0.0", *waves]
+    assert publish(folder, *promote, "--deadline", "3d") == 0
+    assert publish(folder, "channel", "rollout", "stable", *waves) == 0
+    kept = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert kept["rollout"]["deadline"] is not None
+
+    assert publish(folder, "channel", "rollout", "stable", *waves, "--deadline", "none") == 0
+
+    assert said(capsys)["rollout"]["deadline"] is None
 
 
 # Releases ----------------------------------------------------------------------------------------

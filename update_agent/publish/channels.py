@@ -13,6 +13,7 @@ from update_agent.core.channel import Change, Channel
 from update_agent.core.rollout import percent
 from update_agent.core.trust import CHANNELS, RELEASES
 from update_agent.core.version import Version
+from update_agent.publish.releases import withdrawals
 from update_agent.publish.repository import Committed, Repository, RepositoryError
 
 
@@ -92,6 +93,16 @@ def want_release(repository: Repository, product: str, version: Version) -> None
     if public is None or path not in trust.metadata(public).signed.targets:
         raise RepositoryError(
             f"release {product} {version} waits for signatures", hint="see update-publish status"
+        )
+
+
+def want_known(repository: Repository, product: str, version: Version) -> None:
+    """Raise RepositoryError unless ``version`` is or was a release."""
+    targets, path = repository.targets(RELEASES), release.path(product, version)
+    if path not in targets.targets and path not in withdrawals(targets):
+        raise RepositoryError(
+            f"there is no release {product} {version}",
+            hint="see update-publish release list; or say --anyway",
         )
 
 

@@ -61,7 +61,10 @@ def add_verbs(verb: ArgumentParser) -> None:
     quarantine = add("quarantine", "let no further host install a version, forced or not",
                      run_quarantine, reason=True)  # fmt: skip
     quarantine.add_argument("version", type=verbs.version, metavar="VERSION",
-                            help="a published release")  # fmt: skip
+                            help="a release, withdrawn or not")  # fmt: skip
+    quarantine.add_argument("--anyway", action="store_true",
+                            help="even if there is no such release here, yet or any more"
+                            )  # fmt: skip
     quarantine.add_argument("--undo", action="store_true", help="take it out of quarantine")
     floors = add("floors", "set the versions that no host passes by on its way up", run_floors)
     floors.add_argument("versions", type=verbs.version, nargs="*", metavar="VERSION",
@@ -78,9 +81,13 @@ def add_verbs(verb: ArgumentParser) -> None:
 def _add_waves(verb: ArgumentParser, help_: str, *, required: bool = False) -> None:
     verb.add_argument("--wave", dest="waves", type=cli.argument(plan.wish), action="append",
                       required=required, metavar="SHARE:LENGTH", help=help_)  # fmt: skip
-    verb.add_argument("--deadline", type=verbs.moment, metavar="TIME",
+    verb.add_argument("--deadline", type=_moment_or_none, metavar="TIME",
                       help="when every host is offered it, whatever the waves say: 3d after the "
-                      "rollout began, or 2026-12-01T08:00Z")  # fmt: skip
+                      "rollout began, 2026-12-01T08:00Z, or none")  # fmt: skip
+
+
+def _moment_or_none(text: str) -> datetime | timedelta | str:
+    return text if text == "none" else verbs.moment(text)
 
 
 # Edits -------------------------------------------------------------------------------------------
@@ -119,8 +126,10 @@ def run_rollout(options: Namespace) -> int:
 
     def edit(it: Channel) -> Channel:
         began = it.rollout.started if it.rollout else change.time
-        kept = it.rollout.deadline if it.rollout else None
-        return it.reschedule(change, waves=planned, deadline=_deadline(options, began) or kept)
+        deadline = it.rollout.deadline if it.rollout else None
+        if options.deadline is not None:
+            deadline = _deadline(options, began)
+        return it.reschedule(change, waves=planned, deadline=deadline)
 
     return _edit(options, repository, edit)
 
@@ -146,7 +155,13 @@ def run_quarantine(options: Namespace) -> int:
         change = _change(options, repository, f"released {version} from quarantine")
         return _edit(options, repository, lambda it: it.release_from_quarantine(version, change))
     change = _change(options, repository, f"quarantined {version}")
-    return _edit(options, repository, lambda it: it.quarantine(version, change))
+
+    def edit(it: Channel) -> Channel:
+        if not options.anyway:
+            channels.want_known(repository, it.product, version)
+        return it.quarantine(version, change)
+
+    return _edit(options, repository, edit)
 
 
 def run_floors(options: Namespace) -> int:
@@ -163,8 +178,19 @@ def run_floors(options: Namespace) -> int:
 
 
 def _deadline(options: Namespace, began: datetime) -> datetime | None:
-    given: datetime | timedelta | None = options.deadline
-    return began + given if isinstance(given, timedelta) else given
+    """Return when every host is to be offered it. Raises HostError when that is over already."""
+    given: datetime | timedelta | str | None = options.deadline
+    if given is None or isinstance(given, str):
+        return None
+    if isinstance(given, timedelta):
+        return began + given
+    if given <= began:
+        raise HostError(
+            f"the deadline {given:%Y-%m-%d %H:%M} is over before the rollout begins, at"
+            f" {began:%Y-%m-%d %H:%M}: all hosts would be offered it at once",
+            hint="is the year right? without --wave, every host is offered it",
+        )
+    return given
 
 
 def _change(options: Namespace, repository: Repository, what: str) -> Change:

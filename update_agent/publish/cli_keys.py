@@ -180,7 +180,7 @@ def run_revoke(options: Namespace) -> int:
         for role in speakers.roles(old):
             speakers.of(role).revoke_key(old, role)
 
-    return _change(options, edit)
+    return _change(options, edit) or verbs.out(verbs.opened(options), Root.type, Targets.type)
 
 
 def _change(options: Namespace, edit: Callable[[Speakers, Keyring], None]) -> int:

@@ -159,9 +159,10 @@ def run_withdraw(options: Namespace) -> int:
     still = [it.channel for it in channels.listed(repository)
              if (it.product, it.version) == (options.product, options.version)]  # fmt: skip
     lines = [f"channel {it} still offers it: promote another version" for it in still]
-    return verbs.report(
+    verbs.report(
         options, repository, committed, "\n".join(lines), {"channels_that_offer_it": still}
     )
+    return verbs.out(repository, RELEASES)
 
 
 def _deltas(found: Release) -> list[str]:

@@ -1,6 +1,7 @@
 """``update-publish init``, ``sign``, ``refresh``, ``verify``, ``status``."""
 
 import re
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
 from datetime import timedelta
 from functools import cache
@@ -42,15 +43,16 @@ def add_verbs(verbs_: "_SubParsersAction[ArgumentParser]") -> None:
     sign = verbs_.add_parser(
         "sign",
         help="add signatures to what waits for them",
-        description="Sign what is staged with the keys at hand, and publish what has enough "
-        "signatures then. For offline ceremonies: carry the repository to the keys, one after the "
-        "other, and back.",
+        description="Show what is staged, ask, sign it with the keys at hand, and publish what "
+        "has enough signatures then. For offline ceremonies: carry the repository to the keys, "
+        "one after the other, and back.",
     )
     verbs.add_options(sign)
     sign.add_argument("--renew", action="append", default=[], choices=ROLES, metavar="ROLE",
                       help="first stage this role as it is, to be valid for longer; for root,"
                       " targets and releases, which refresh leaves alone; may be repeated"
                       )  # fmt: skip
+    sign.add_argument("--yes", action="store_true", help="sign what is shown without asking")
     sign.set_defaults(run=run_sign)
     refresh = verbs_.add_parser(
         "refresh",
@@ -171,9 +173,24 @@ def run_sign(options: Namespace) -> int:
     with repository.locked():
         for role in options.renew:
             repository.renew(role)
+        _agreed(options, repository)
         repository.sign()
         committed = repository.commit()
     return verbs.report(options, repository, committed)
+
+
+def _agreed(options: Namespace, repository: Repository) -> None:
+    """Show what is signed, and ask, where somebody is there. Raises HostError for a no."""
+    for it in repository.changes():
+        print(it, file=sys.stderr)
+    if options.yes or not sys.stdin.isatty():
+        return
+    print("sign this? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise HostError(
+            "nothing was signed",
+            hint="to give an edit up, remove its file in .staged of the repository",
+        )
 
 
 def run_refresh(options: Namespace) -> int:
@@ -224,16 +241,18 @@ def run_status(options: Namespace) -> int:
     """Show where everything stands."""
     repository = verbs.opened(options, begun=True)
     roles = [_role_plain(repository, role) for role in ROLES]
-    waiting = repository.waiting()
+    waiting, changes = repository.waiting(), list(repository.changes())
     found = channels.listed(repository) if repository.exists else []
     plain = {
         "roles": roles,
+        "changes": changes,
         "waiting": [verbs.waiting_plain(it) for it in waiting],
         "releases": len(releases.listed(repository)) if repository.exists else 0,
         "channels": [{"channel": it.channel, "version": it.version and str(it.version),
                       "paused": bool(it.paused)} for it in found],
     }  # fmt: skip
     lines = ["role       version  expires in  signatures  keys", *map(_role_text, roles)]
+    lines += [f"staged: {it}" for it in changes]
     lines += [verbs.waiting_text(repository, it) for it in waiting]
     lines.append(f"{plain['releases']} releases")
     lines += [channels.sentence(it, repository.now) for it in found]

@@ -15,9 +15,10 @@ one began.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
@@ -67,6 +68,8 @@ _HOLDERS = {Targets.type: Root.type, **dict.fromkeys(DELEGATED, Targets.type)}
 """Who says who signs, of roles that snapshot vouches for; in the order in which they follow."""
 
 _DAYS = "x-expires-days"
+_FOLLOWS = "x-follows"
+"""What an edit changes: the SHA-256 of what was published of its role when it was made."""
 _TOP = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 _COMPACT = JSONSerializer(compact=True)
 
@@ -103,6 +106,8 @@ class Committed:
     published: tuple[str, ...] = ()
     """Roles with a new version, as ``ROLE N``."""
     waiting: tuple[Waiting, ...] = ()
+    changes: tuple[str, ...] = ()
+    """What was staged would change, whoever staged it."""
 
 
 class _LackError(Exception):
@@ -145,8 +150,28 @@ class Repository:
             lock = files.locked(self.folder / ".lock", _tell_waiting, mode=0o644)
         with lock:
             self._sweep()
+            self.want_sound()
             self.settle()
             yield
+
+    def want_sound(self) -> None:
+        """Raise ReleaseError unless what is published is signed: every edit begins with it.
+
+        Whoever can write here and has no key could have a signer sign what he never saw.
+        """
+        roots = self.roots()
+        if not (self.exists and roots):
+            return
+        data = {name: it for name in ROLES if (it := self.published(name))}
+        chain = [trust.trusted_root(roots[0])]
+        for it in roots[1:]:
+            chain.append(trust.next_root(chain[-1], it))
+        try:
+            trust.sayings(chain[-1], data)
+        except ReleaseError:
+            if len(chain) == 1:
+                raise
+            trust.sayings(chain[-2], data)  # of a run that was killed: the last root came first
 
     def _sweep(self) -> None:
         """Remove the unfinished files of runs that were killed."""
@@ -263,6 +288,8 @@ class Repository:
 
     def stage(self, name: str, signed: Root | Targets | Snapshot | Timestamp) -> None:
         """Keep an edit of a role as its next version, signed by the keys at hand."""
+        if data := self.published(name):
+            signed.unrecognized_fields[_FOLLOWS] = _digest(data)
         signed.version = self._next_version(name)
         self._date(name, signed)
         self._write_staged(name, Metadata(signed))
@@ -288,6 +315,26 @@ class Repository:
         for name in ROLES:
             if data := self.staged(name):
                 self._write_staged(name, trust.metadata(data))
+
+    def changes(self) -> Iterator[str]:
+        """Yield what would change if everything staged was published, a sentence each."""
+        for name in ROLES:
+            staged, published = self.staged(name), self.published(name)
+            if staged and published:
+                before, after = trust.metadata(published).signed, trust.metadata(staged).signed
+                for it in (*_targets_changed(before, after), *self._signers_changed(before, after)):
+                    yield f"{name} {after.version} {it}"
+
+    def _signers_changed(self, before: Signed, after: Signed) -> Iterator[str]:
+        """Yield who signs for what from now on, and who not any more."""
+        for name in ROLES:
+            old, new = _signers(before, name), _signers(after, name)
+            for gone in sorted(set(old.keyids) - set(new.keyids)):
+                yield f"takes {name} from the key {self.keyring.name(gone)}"
+            for key in sorted(set(new.keyids) - set(old.keyids)):
+                yield f"lets the key {self.keyring.name(key)} sign {name}"
+            if old.threshold != new.threshold:
+                yield f"wants {new.threshold} signatures of {name}, and not {old.threshold}"
 
     def waiting(self) -> list[Waiting]:
         """Return the staged roles that have not enough signatures, and who could help."""
@@ -326,6 +373,7 @@ class Repository:
         far as the keys are at hand.
         """
         self._stage_dependents()
+        changes = tuple(self.changes())
         lacks = {it.role: it for it in self.waiting()}
         if lacks and not self.exists:
             return Committed(waiting=tuple(lacks.values()))
@@ -340,13 +388,14 @@ class Repository:
                 continue
             published = self._publish(tree)
             self.settle()
-            return Committed(published=published, waiting=tuple(lacks.values()))
-        return Committed(waiting=tuple(lacks.values()))
+            return Committed(published=published, waiting=tuple(lacks.values()), changes=changes)
+        return Committed(waiting=tuple(lacks.values()), changes=changes)
 
     def settle(self) -> None:
         """End what a killed run began: what is published is not staged any more.
 
-        An edit whose version somebody else took meanwhile becomes the next.
+        An edit whose version somebody else took meanwhile becomes the next, if what it changes is
+        as it was; else it would undo what the other did, and is put aside.
         """
         for name in ROLES:
             staged, published = self.staged(name), self.published(name)
@@ -355,7 +404,22 @@ class Repository:
             if staged == published or name in (Snapshot.type, Timestamp.type):
                 self._unstage(name)
             elif _version(staged) <= _version(published):
-                self.stage(name, trust.metadata(staged).signed)
+                signed = trust.metadata(staged).signed
+                if signed.unrecognized_fields.get(_FOLLOWS) == _digest(published):
+                    self.stage(name, signed)
+                else:
+                    self._put_aside(name, _version(staged), _version(published))
+
+    def _put_aside(self, name: str, staged: int, published: int) -> None:
+        aside = self._staging / f"{name}.outdated"
+        with _translated(aside):
+            (self._staging / f"{name}.json").rename(aside)
+            files.flush_folder(self._staging)
+        print(
+            f"warning: the staged {name} {staged} was made before {name} {published} was published,"
+            f" and would undo it: it is kept as {aside}; repeat the edit",
+            file=sys.stderr,
+        )
 
     def _choices(self) -> Iterator[frozenset[str]]:
         """Yield which staged edits of who signs to publish, as many as possible first."""
@@ -579,13 +643,39 @@ def _signed_by_kind(data: bytes) -> Root | Targets:
     return signed
 
 
+def _signers(signed: Signed, name: str) -> Role:
+    """Return who signs a role by the word of ``signed``."""
+    if isinstance(signed, Root | Targets):
+        with suppress(ValueError):
+            return signed.get_delegated_role(name)
+    return Role([], 1)
+
+
+def _targets_changed(before: Signed, after: Signed) -> Iterator[str]:
+    """Yield which files a role names from now on, or names no more."""
+    if not (isinstance(before, Targets) and isinstance(after, Targets)):
+        return
+    old, new = before.targets, after.targets
+    yield from (f"adds {path}" for path in new if path not in old)
+    yield from (f"removes {path}" for path in old if path not in new)
+    yield from (
+        f"changes {path}" for path in new if path in old and new[path].hashes != old[path].hashes
+    )
+
+
 def _says_the_same(one: bytes | None, other: bytes | None) -> bool:
     """Whether two versions of a role differ in nothing but number, date and signatures."""
-    if one is None or other is None:
-        return False
-    said = [{**trust.metadata(it).signed.to_dict(), "version": 0, "expires": ""}
-            for it in (one, other)]  # fmt: skip
-    return said[0] == said[1]
+    return one is not None and other is not None and _said(one) == _said(other)
+
+
+def _said(data: bytes) -> dict[str, Any]:
+    said: dict[str, Any] = trust.metadata(data).signed.to_dict()
+    return {**said, "version": 0, "expires": "", _FOLLOWS: ""}
+
+
+def _digest(data: bytes) -> str:
+    """Return what stands for all that a role says, whoever signed it when."""
+    return hashlib.sha256(json.dumps(_said(data), sort_keys=True).encode()).hexdigest()
 
 
 def _version(data: bytes) -> int:

@@ -21,6 +21,7 @@ from update_agent.core import document, plan
 from update_agent.core.document import MAX_TEXT
 from update_agent.core.units import UnitError
 from update_agent.core.version import Version
+from update_agent.errors import HostError
 from update_agent.publish.keys import KEYS, Keyring, named_folders
 from update_agent.publish.repository import Committed, Repository, Waiting
 
@@ -93,9 +94,9 @@ def report(
     plain: Mapping[str, object] | None = None,
 ) -> int:
     """Print what was done and what became of it. Returns 0."""
-    said = {**(plain or {}), "published": committed.published,
+    said = {**(plain or {}), "changes": committed.changes, "published": committed.published,
             "waiting": [waiting_plain(it) for it in committed.waiting]}  # fmt: skip
-    lines = [text] if text else []
+    lines = [*([text] if text else []), *committed.changes]
     names = ", ".join(committed.published)
     lines.append(f"published {names}" if names else "nothing new was published")
     lines += [waiting_text(repository, it) for it in committed.waiting]
@@ -104,6 +105,11 @@ def report(
                      " the keys there)")  # fmt: skip
     show(options, said, "\n".join(lines))
     return 0
+
+
+def out(repository: Repository, *roles: str) -> int:
+    """Return the exit code of what has to reach hosts: 0 when nothing of ``roles`` waits."""
+    return HostError.exit_code if any(map(repository.staged, roles)) else 0
 
 
 def waiting_plain(it: Waiting) -> dict[str, object]:
@@ -159,6 +165,9 @@ class Bars:
 # Words of the command line -----------------------------------------------------------------------
 
 
+_LAST_YEAR = 9000
+"""Room to add any length to a time."""
+
 version = cli.argument(Version)
 duration = cli.argument(plan.length)
 """Such as 30m, 4h or 1d12h."""
@@ -178,10 +187,8 @@ def moment(text: str) -> datetime | timedelta:
     """Read a time: of the calendar (2026-12-01T08:00Z), or after another (3d)."""
     with suppress(UnitError):
         return plan.length(text)
-    try:
+    with suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise ArgumentTypeError(f"{text!r} is no time, wanted such as 3d or 2026-12-01T08:00Z")
-    return found.astimezone(UTC)
+        if found.tzinfo and found.year < _LAST_YEAR:
+            return found.astimezone(UTC)
+    raise ArgumentTypeError(f"{text!r} is no time, wanted such as 3d or 2026-12-01T08:00Z")
