@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from securesystemslib.signer import SSlibKey, VaultSigner
 from tuf.api.metadata import Metadata, Timestamp
 
 from update_agent.publish import keys
@@ -226,6 +227,30 @@ def test_a_key_that_cannot_be_asked_for_its_public_half_needs_it_named(tmp_path:
     assert refused.value.hint == "--public-key FILE.pem"
     assert ring.add("cloud", uri, public).keytype == "ecdsa"
     assert ring.find("cloud").uri == uri
+
+
+def test_a_key_whose_id_no_ring_takes_leaves_the_ring_as_it_was(tmp_path: Path) -> None:
+    ring = Keyring([tmp_path])
+    ring.generate("old")
+    before = (tmp_path / "keyring.json").read_bytes()
+    key = SSlibKey("1" * 40, "ed25519", "ed25519", {"public": "00" * 32})
+
+    with pytest.raises(KeyFileError, match="gnupg:x: Expected `str` matching regex"):
+        ring._remember("gpg", "gnupg:x", key, tmp_path)
+
+    assert (tmp_path / "keyring.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("wanted", ["hv:release", "hv:release/1"])
+def test_vault_tells_the_newest_version_of_a_key_alone(
+    wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = SSlibKey("1" * 64, "ed25519", "ed25519", {"public": "00" * 32})
+    monkeypatch.setattr(VaultSigner, "import_", lambda name: (f"hv:{name}/2", key))
+
+    with pytest.raises(KeyFileError, match="the newest version of that key is hv:release/2"):
+        Keyring([tmp_path]).add("vault", wanted)
+    assert Keyring([tmp_path]).add("vault", "hv:release/2") is key
 
 
 def test_a_cloud_that_is_not_installed_says_so(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def add_verbs(verb: ArgumentParser) -> None:
 
 def _add_source(verb: ArgumentParser) -> None:
     verb.add_argument("--uri", metavar="URI", help="where the key is: file:PATH.pem, "
-                      "hsm:2?label=..., awskms:..., gcpkms:..., azurekms:..., hv:..., gnupg:..."
+                      "hsm:2?label=..., awskms:..., gcpkms:..., azurekms:..., hv:NAME/VERSION"
                       )  # fmt: skip
     verb.add_argument("--public-key", type=Path, metavar="FILE.pem",
                       help="its public half, where it can't be asked for it")  # fmt: skip

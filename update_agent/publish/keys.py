@@ -37,7 +37,6 @@ from securesystemslib.signer import (
     AWSSigner,
     CryptoSigner,
     GCPSigner,
-    GPGSigner,
     HSMSigner,
     Key,
     SecretsHandler,
@@ -171,12 +170,19 @@ def _hsm(rest: str, secrets: SecretsHandler) -> Key:
     return HSMSigner.import_(int(parts.path) if parts.path else None, label, secrets)[1]
 
 
+def _vault(rest: str) -> Key:
+    """Return the newest version of a key: Vault tells the public half of no other."""
+    uri, key = VaultSigner.import_(rest.partition("/")[0])
+    if uri != f"{VaultSigner.SCHEME}:{rest}":
+        raise KeyFileError(f"the newest version of that key is {uri}", hint="name this one")
+    return key
+
+
 _IMPORTS: Mapping[str, Callable[[str, SecretsHandler], Key]] = {
     HSMSigner.SCHEME: _hsm,
     AWSSigner.SCHEME: lambda rest, _: AWSSigner.import_(rest)[1],
     GCPSigner.SCHEME: lambda rest, _: GCPSigner.import_(rest)[1],
-    VaultSigner.SCHEME: lambda rest, _: VaultSigner.import_(rest.partition("/")[0])[1],
-    GPGSigner.SCHEME: lambda rest, _: GPGSigner.import_(rest)[1],
+    VaultSigner.SCHEME: lambda rest, _: _vault(rest),
 }
 """How to learn the public half of a key that is not in a file."""
 
@@ -353,8 +359,10 @@ class Keyring:
             return self._entries[key.keyid][1].key
         entry = Entry(name=name, key_id=key.keyid, uri=uri, public=key.to_dict())
         others = [it for it in _read(folder).keys if it.key_id != key.keyid]
+        ring = document.encode(_Ring(keys=(*others, entry)))
+        _decoded(ring, uri)  # a ring that cannot be read again would lock all of its keys away
         try:
-            files.replace(folder / RING, document.encode(_Ring(keys=(*others, entry))))
+            files.replace(folder / RING, ring)
         except OSError as error:
             raise KeyFileError(f"cannot write {folder / RING}: {error.strerror}") from error
         self._entries[key.keyid] = (folder, entry)
@@ -377,10 +385,16 @@ def is_beginning(key_id: str, text: str) -> bool:
 def _read(folder: Path) -> _Ring:
     path = folder / RING
     try:
-        return document.decode(path.read_bytes(), _Ring, str(path))
+        data = path.read_bytes()
     except FileNotFoundError:
         return _Ring()
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
+    return _decoded(data, str(path), hint="restore it from a copy")
+
+
+def _decoded(data: bytes, what: str, *, hint: str | None = None) -> _Ring:
+    try:
+        return document.decode(data, _Ring, what)
     except DocumentError as error:
-        raise KeyFileError(str(error), hint="restore it from a copy") from error
+        raise KeyFileError(str(error), hint=hint) from error
