@@ -7,7 +7,8 @@ from pathlib import Path
 
 from update_agent.errors import HostError
 
-OS_RELEASE = Path("/etc/os-release")
+OS_RELEASE = Path("/usr/lib/os-release")
+"""Of the image. What lies in /etc may be the host's own, and outlive it."""
 MACHINE_ID = Path("/etc/machine-id")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
