@@ -53,6 +53,8 @@ def _minutes(number: int) -> Duration:
 
 
 _FLOOR = Bytes(4_000_000)
+_SLOWEST = 10_000
+"""Bytes a second; at less, a trial could not even be confirmed in time."""
 
 MAX_URL = 500
 Url = Annotated[str, Meta(pattern=r"\Ahttps?://[^\s]+\Z", max_length=MAX_URL)]
@@ -331,8 +333,8 @@ def _read(kind: type, value: object) -> object:
         found = readers[kind](value)
     except UpdateAgentError as error:
         raise ValueError(str(error)) from error
-    if found == 0 and kind is Bytes:
-        raise ValueError("0 bytes would take for ever")
+    if kind is Bytes and isinstance(found, int) and found < _SLOWEST:
+        raise ValueError(f"{found} bytes a second would take for ever; is a unit missing?")
     if isinstance(found, timedelta):
         return Duration(seconds=found.total_seconds())
     return Bytes(found) if isinstance(found, int) else found
