@@ -634,6 +634,16 @@ def test_a_server_with_a_wrong_certificate_is_not_asked(
         assert web.requests == []
 
 
+def test_without_a_file_of_our_own_the_authorities_of_the_system_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+
+    with Web({"/blob": BLOB}, tls=authority.context()) as web:
+        assert get(Network(), web.url(), max_size=len(BLOB)) == BLOB
+
+
 def test_without_a_file_of_our_own_only_the_known_authorities_count(tmp_path: Path) -> None:
     with (
         Web({"/blob": BLOB}, tls=Authority(tmp_path).context()) as web,

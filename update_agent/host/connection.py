@@ -7,12 +7,22 @@ rule on time or amount hold for headers as for bodies. What the rule is, is thei
 import http.client
 import io
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
 import requests
+
+
+def trusted(ca_file: str | None) -> str | bool:
+    """Return by what requests is to know servers: ``ca_file``, or what the system trusts.
+
+    Left alone, requests takes a list that it brought along, and knows no CA of one's own.
+    """
+    system = ssl.get_default_verify_paths()
+    return ca_file or system.cafile or system.capath or True
 
 
 class Watcher(Protocol):

@@ -566,7 +566,7 @@ class _Adapter(HTTPAdapter):
     def __init__(self, access: Access) -> None:
         super().__init__(pool_maxsize=1)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-        self._verify = access.ca or True
+        self._verify = connection.trusted(access.ca)
         self._cert = (access.cert, access.key) if access.cert and access.key else access.cert
 
     def post(

@@ -195,7 +195,7 @@ class Network:
         """Return a session of one thread; requests' own are not made to be shared."""
         session = connection.Session()
         session.trust_env = False
-        session.verify = self.way.ca_file or True
+        session.verify = connection.trusted(self.way.ca_file)
         session.cert = self.way.certificate
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self.way.proxy:
