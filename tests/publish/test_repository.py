@@ -19,6 +19,7 @@ from tuf.api.exceptions import RepositoryError as RefusedError
 
 from tests.images import Releases, releases
 from tests.publish.published import copied, learn, publish, publish_first
+from update_agent.publish import verbs
 from update_agent.publish.keys import Keyring
 from update_agent.publish.main import main
 from update_agent.publish.repository import Repository
@@ -621,6 +622,37 @@ def test_refresh_signs_a_new_timestamp_and_what_is_past_half_of_its_time(folder:
 
 
 @pytest.mark.case(97)
+@pytest.mark.parametrize(
+    ("days", "code", "said"),
+    [
+        (300, 0, None),
+        (340, 0, "warning: releases expires in 24 days: update-publish sign --renew releases"),
+        (366, 4, "warning: releases has expired: update-publish sign --renew releases, with its"),
+    ],
+)
+def test_refresh_fails_while_a_role_that_others_sign_has_expired(
+    days: int,
+    code: int,
+    said: str | None,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    later = datetime.now(UTC) + timedelta(days=days)
+    opened = verbs.opened
+    monkeypatch.setattr(verbs, "opened", lambda options: at(later, opened(options)))
+
+    assert publish(folder, "refresh") == code
+
+    heard = capsys.readouterr().err
+    assert said in heard if said else not heard
+
+
+def at(now: datetime, repository: Repository) -> Repository:
+    repository.now = now.replace(microsecond=0)
+    return repository
+
+
 def test_simulate_tells_who_gets_it_when_and_other_waves_change_no_place(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

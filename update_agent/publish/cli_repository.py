@@ -198,8 +198,20 @@ def run_refresh(options: Namespace) -> int:
     repository = verbs.opened(options)
     with repository.locked():
         committed = repository.commit(refresh=True)
+        ending = repository.ending()
     verbs.report(options, repository, committed)
-    return 0 if committed.published else HostError.exit_code
+    for role, left in ending.items():
+        when = f"expires in {left.days} days" if left > timedelta(0) else "has expired"
+        print(f"warning: {role} {when}: {_renewal(role)}", file=sys.stderr)
+    good = committed.published and all(it > timedelta(0) for it in ending.values())
+    return 0 if good else HostError.exit_code
+
+
+def _renewal(role: str) -> str:
+    """Return how a role is signed anew."""
+    if role in OFFLINE:
+        return f"update-publish sign --renew {role}, with its keys"
+    return "run refresh where its key is"
 
 
 # verify, status ----------------------------------------------------------------------------------

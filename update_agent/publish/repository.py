@@ -587,6 +587,16 @@ class Repository:
     def _is_past_half(self, name: str, signed: Signed) -> bool:
         return signed.expires - self.now < self._valid(name, signed) / 2
 
+    def ending(self) -> dict[str, timedelta]:
+        """Return how long those roles still hold whose time is nearly over, nine tenths of it."""
+        left = {}
+        for name in ROLES:
+            if data := self.published(name):
+                signed = trust.metadata(data).signed
+                if signed.expires - self.now < self._valid(name, signed) / 10:
+                    left[name] = signed.expires - self.now
+        return left
+
     # Files ---------------------------------------------------------------------------------------
 
     def _write(self, path: Path, data: bytes) -> None:
