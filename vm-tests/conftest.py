@@ -25,20 +25,22 @@ NewMachine = Callable[..., Machine]
 _CPUS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 """Of a machine: emulated ones that want more than there is make each other twice as slow."""
 
-_LONGEST = (
-    "test_power_cuts.py",
+_ORDER = (
     "test_bad_releases.py",
+    "test_power_cuts.py",
     "test_update.py",
-    "test_first_hour.py",
     "test_readme.py",
+    "test_selector.py",
+    "test_fallback.py",
+    "test_first_hour.py",
 )
-"""What two workers begin with, that neither has much to do when the other is done."""
+"""The longest first, that neither of two workers has much to do when the other is done."""
 
 _running: list[Machine] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(_LONGEST)}
+    order = {name: place for place, name in enumerate(_ORDER)}
     items.sort(key=lambda it: order.get(it.path.name, len(order)))
 
 

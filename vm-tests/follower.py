@@ -9,7 +9,7 @@ from depot import Depot
 from machine import Machine
 
 SETTINGS = """\
-update.interval = "20s"
+update.interval = "10s"
 reboot.strategy = "immediate"
 trial.soak = "3s"
 """

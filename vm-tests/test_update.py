@@ -38,7 +38,7 @@ def host(workshop: Workshop, new_machine: NewMachine) -> Iterator[Host]:
     depot.add(image, "1.0.0", level=3)
     depot.promote("1.0.0")
     disk = workshop.disk(image)
-    machine = new_machine(disk, "follower", credentials=depot.settings(SETTINGS))
+    machine = new_machine(disk, "follower", credentials=depot.settings(SETTINGS + UNLIMITED))
     with depot.served():
         machine.boot()
         machine.put(busybox_tarball(), "/media/state/busybox.tar")
@@ -81,10 +81,6 @@ def test_a_release_that_is_promoted_is_found_installed_booted_and_confirmed(
     image = workshop.release(new, {"etc/motd": f"This is {new}.\n", "etc/news": new * 500_000})
     host.depot.add(image, new, *deltas, level=3)
     sent = host.depot.sent(r"\.blob$")
-    if deltas:  # the first update was one as any host's; this one need not wait
-        host.machine.put(UNLIMITED, "/etc/update-agent/80-limits.toml")
-        host.machine.run("sudo systemctl restart update-agentd")
-
     host.depot.promote(new)
     seen = list(dict.fromkeys(it["state"] for it in host.statuses()))
     found = host.confirmed(slot)

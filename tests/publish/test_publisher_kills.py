@@ -47,7 +47,8 @@ def base(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = {
-    "release add": ["release", "add", "{v2}", "--product", "os", "--version", "1.1.0"],
+    "release add": ["release", "add", "{v2}", "--product", "os", "--version", "1.1.0",
+                    "--level", "1"],
     "release withdraw": ["release", "withdraw", "--product", "os", "--version", "1.0.0",
                          "--reason", "bad"],
     "channel create": ["channel", "create", "beta", "--product", "os"],
