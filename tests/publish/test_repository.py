@@ -191,6 +191,23 @@ def test_nobody_signs_on_top_of_what_was_not_signed(
     assert {it: it.read_bytes() for it in (folder / "www").rglob("*.json")} == before
 
 
+def test_a_repository_that_begins_with_another_root_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "1.root.json"
+    shutil.copy(folder / "www/metadata/1.root.json", known)
+    assert publish(folder, "refresh", "--root", str(known)) == 0
+    shutil.rmtree(folder / "www")
+    assert publish(folder, "init") == 0
+
+    assert publish(folder, "refresh", "--root", str(known)) == 3
+
+    assert "is not the root that was named with --root" in capsys.readouterr().err
+    assert publish(folder, "refresh", "--root", str(tmp_path / "none")) == 4
+    verify = ["verify", "--repository", str(folder / "www"), "--root", str(known)]
+    assert main(verify) == 3
+
+
 def test_what_somebody_else_staged_is_shown_before_it_is_signed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,11 +119,22 @@ class _LackError(Exception):
 
 
 class Repository:
-    """The repository in ``folder``. Edit and commit while ``locked``."""
+    """The repository in ``folder``. Edit and commit while ``locked``.
 
-    def __init__(self, folder: Path, keyring: Keyring, now: datetime | None = None) -> None:
+    ``first`` is the root that it has to begin with, where that is known from elsewhere.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keyring: Keyring,
+        now: datetime | None = None,
+        *,
+        first: bytes | None = None,
+    ) -> None:
         self.folder = folder
         self.keyring = keyring
+        self._first = first
         self.now = (now or datetime.now(UTC)).replace(microsecond=0)
         self._metadata = folder / "metadata"
         self._staging = folder / ".staged"
@@ -205,10 +216,15 @@ class Repository:
     # What is published ---------------------------------------------------------------------------
 
     def roots(self) -> list[bytes]:
-        """Return all roots, the first first."""
+        """Return all roots, the first first. Raises ReleaseError when it is not the right one."""
         found: list[bytes] = []
         while data := self._read(self.metadata_path(Root.type, len(found) + 1)):
             found.append(data)
+        if found and self._first not in (None, found[0]):
+            raise trust.UntrustedError(
+                f"{self.metadata_path(Root.type, 1)} is not the root that was named with --root",
+                hint="another repository, or somebody who wants signatures for theirs",
+            )
         return found
 
     def root(self) -> Root:

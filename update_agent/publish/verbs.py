@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = "UPDATE_PUBLISH_REPOSITORY"
 """The environment variable that stands for --repository, as ``KEYS`` stands for --keys."""
+ROOT = "UPDATE_PUBLISH_ROOT"
+"""And for --root."""
 
 
 def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
@@ -37,6 +39,10 @@ def add_options(verb: ArgumentParser, *, keys: bool = True) -> None:
     verb.add_argument("--repository", type=Path, metavar="FOLDER",
                       default=Path(os.environ.get(REPOSITORY, ".")),
                       help=f"where it is (default: ${REPOSITORY}, or here)")  # fmt: skip
+    verb.add_argument("--root", type=Path, metavar="FILE",
+                      default=os.environ.get(ROOT) and Path(os.environ[ROOT]),
+                      help="the 1.root.json that hosts trust; a repository that begins with another"
+                      f" is refused (default: ${ROOT}, or any)")  # fmt: skip
     if keys:
         verb.add_argument("--keys", type=Path, action="append", metavar="FOLDER",
                           help=f"a key ring; may be repeated (default: ${KEYS}, or"
@@ -75,10 +81,17 @@ def keyring(options: Namespace) -> Keyring:
 
 def opened(options: Namespace, *, begun: bool = False) -> Repository:
     """Return the repository that the options name; ``begun`` is enough where it need not be out."""
-    repository = Repository(options.repository, keyring(options))
+    repository = Repository(options.repository, keyring(options), first=_first(options.root))
     if not (begun and repository.staged(Root.type)):
         repository.want()
     return repository
+
+
+def _first(root: Path | None) -> bytes | None:
+    try:
+        return root.read_bytes() if root else None
+    except OSError as error:
+        raise HostError(f"cannot read {root}: {error.strerror}") from error
 
 
 def show(options: Namespace, plain: object, text: str) -> None:
