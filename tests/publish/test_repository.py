@@ -105,6 +105,16 @@ def test_a_folder_without_repository_says_how_to_make_one(
     assert "update-publish init makes one" in err
 
 
+def test_a_repository_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "www").write_text("no folder")
+
+    assert publish(tmp_path, "status") == 4
+
+    assert f"cannot read {tmp_path}/www/" in capsys.readouterr().err
+
+
 # Ceremonies --------------------------------------------------------------------------------------
 
 
@@ -428,6 +438,10 @@ def test_a_channel_promoted_twice_is_promoted_once(
         (["channel", "promote", "stable", "1.0.0", "--deadline", "9999-01-01T00:00Z"], "is no"),
         (["channel", "promote", "stable", "1.0.0", "--deadline", "0001-01-01T00:00+14:00"], "no"),
         (["release", "show", "--product", "..", "--version", "1.0.0"], "'..' is no name"),
+        (
+            ["release", "add", "x", "--product", "os", "--version", "1.0.0", "--from", "x" * 300],
+            "has 300 characters, wanted 64",
+        ),
         (["init", "--key", "release=file:x"], "is no ROLE=URI; roles are root, targets"),
         (["init", "--expires", "timestamp=0"], "is no ROLE=NUMBER"),
     ],

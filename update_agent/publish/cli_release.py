@@ -75,7 +75,11 @@ def _add_identity(verb: ArgumentParser) -> None:
 def _source(text: str) -> Version | Path | None:
     if text == "none":
         return None
-    return Path(text) if "/" in text or Path(text).exists() else verbs.version(text)
+    try:
+        is_file = "/" in text or Path(text).exists()
+    except OSError:  # no name of a file can be that long
+        is_file = False
+    return Path(text) if is_file else verbs.version(text)
 
 
 def _count(text: str) -> int:

@@ -144,7 +144,7 @@ class Repository:
     @property
     def exists(self) -> bool:
         """Whether hosts can learn something here."""
-        return (self._metadata / "timestamp.json").exists()
+        return self._read(self.metadata_path(Timestamp.type, 0)) is not None
 
     def want(self) -> None:
         """Raise RepositoryError where there is no repository."""
