@@ -132,7 +132,11 @@ def root_hash(device: Device) -> bytes:
     """Return the verity root hash of the slot image on ``device``. Raises ImageError, OSError."""
     parts = layout(device)
     head = device.read(parts.verity_offset, 2 * BLOCK)  # the superblock and the top of the tree
-    return slot_image.root_hash_of(slot_image.parse_verity(head, fs_size=parts.fs_size), head)
+    try:
+        verity = slot_image.parse_verity(head, fs_size=parts.fs_size)
+    except slot_image.ImageError as error:
+        raise slot_image.ImageError(f"{device.path}: {error}", hint=error.hint) from error
+    return slot_image.root_hash_of(verity, head)
 
 
 def held(device: Device, index: Index, workers: Workers) -> set[int]:

@@ -27,7 +27,7 @@ from update_agent.errors import HostError, ReleaseError
 from update_agent.host import files, identity, install, slot
 from update_agent.host.device import Device, open_device
 from update_agent.publish import payload as making
-from update_agent.publish import uki
+from update_agent.publish import uki, whole
 from update_agent.publish.repository import Committed, Repository, RepositoryError
 
 WITHDRAWN = "x-withdrawn"
@@ -78,8 +78,8 @@ def add(
 ) -> Added:
     """Add a release made of ``image``, with a delta for hosts with each of ``sources``.
 
-    A source is a release in the repository, or the image of one; ``level`` is zstd's. Raises
-    ReleaseError, HostError.
+    A source is a release in the repository, or the image of one; ``level`` is zstd's. The whole
+    image is held against its hashes first. Raises ReleaseError, HostError.
     """
     repository.want()
     with open_device(image) as device:
@@ -88,6 +88,7 @@ def add(
     known = find(repository, product, version)
     wish = _Wish(architecture, root_hash, minimum_version)
     _want_possible(repository, product, version, known, wish)
+    _want_whole(image, size, root_hash, progress)
     payloads = _by_source(known)
     with _workplace(repository) as folder:
         work = _Work(repository, product, folder, level, progress)
@@ -97,7 +98,7 @@ def add(
                 raise RepositoryError(f"{old.source.version} is the same image as {version}")
             key = old.source.root_hash if old else None
             if key not in payloads:
-                payloads[key] = work.payload(version, image, old)
+                payloads[key] = work.payload(version, image, root_hash, old)
     made = Release(
         product=product,
         architecture=architecture,
@@ -233,6 +234,23 @@ def _want_named(device: Device, product: str, version: Version) -> None:
             )
 
 
+def _want_whole(image: Path, size: int, root_hash: str, progress: Progress) -> None:
+    """Hold every block of the image: nobody after us does, before it boots."""
+    progress.begin(f"check {image.name}", size)
+    with open_device(image) as device:
+        whole.check(device, progress.advance)
+        _want_unchanged(image, slot.root_hash(device).hex(), root_hash)
+
+
+def _want_unchanged(image: Path, found: str, root_hash: str) -> None:
+    """Hold that a file, which is opened anew for each step, still is the same image."""
+    if found != root_hash:
+        raise RepositoryError(
+            f"{image} was changed meanwhile: its root hash was {root_hash}, now it is {found}",
+            hint="publish a file that nobody writes to",
+        )
+
+
 # Payloads ----------------------------------------------------------------------------------------
 
 
@@ -254,8 +272,10 @@ class _Work:
     level: int | None
     progress: Progress
 
-    def payload(self, version: Version, image: Path, old: _Old | None) -> PayloadReference:
-        """Make a payload and move it to its place."""
+    def payload(
+        self, version: Version, image: Path, root_hash: str, old: _Old | None
+    ) -> PayloadReference:
+        """Make a payload of the image with ``root_hash``, and move it to its place."""
         what = f"{version} from {old.source.version}" if old else f"{version}"
         self.progress.begin(what, image.stat().st_size)
         made = making.make(
@@ -264,6 +284,7 @@ class _Work:
         )  # fmt: skip
         data = made.index.read_bytes()
         index = payload.decode(data)
+        _want_unchanged(image, index.root_hash.hex(), root_hash)
         reference = PayloadReference(
             index_size=len(data),
             index_sha256=hashlib.sha256(data).hexdigest(),

@@ -75,11 +75,9 @@ def name_root(kernel: bytes, root_hash: str) -> bytes:
     What is no PE file has no command line, and stays as it is. Raises ReleaseError when the
     kernel names another root, or none.
     """
-    place = _section(kernel, b".cmdline")
-    if place is None:
+    place, named = _section(kernel, b".cmdline"), named_roots(kernel)
+    if place is None or named is None:
         return kernel
-    line = kernel[place].decode(errors="replace")
-    named = [word.removeprefix(ROOT_HASH) for word in line.split() if word.startswith(ROOT_HASH)]
     if named == [_UNKNOWN]:
         filled = kernel[place].replace(
             (ROOT_HASH + _UNKNOWN).encode(), (ROOT_HASH + root_hash).encode()
@@ -92,6 +90,15 @@ def name_root(kernel: bytes, root_hash: str) -> bytes:
             hint=f"build the kernel with {ROOT_HASH} and 64 zeros: sealing fills them in",
         )
     return kernel
+
+
+def named_roots(kernel: bytes) -> list[str] | None:
+    """Return the root hashes in the kernel's command line; None where it is no PE file."""
+    place = _section(kernel, b".cmdline")
+    if place is None:
+        return None
+    words = kernel[place].rstrip(b"\0").decode(errors="replace").split()
+    return [word.removeprefix(ROOT_HASH) for word in words if word.startswith(ROOT_HASH)]
 
 
 def os_release(kernel: bytes) -> str:
