@@ -107,6 +107,42 @@ def test_a_kernel_that_names_another_root_is_refused(
     assert not (tmp_path / "slot.img").exists()
 
 
+# Signatures --------------------------------------------------------------------------------------
+
+
+def signed(line: bytes, folder: Path) -> bytes:
+    """Return a kernel with this command line, signed as for Secure Boot."""
+    plain, path = folder / "plain.efi", folder / "signed.efi"
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    plain.write_bytes(kernel(line))
+    tool("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test",
+         "-keyout", key, "-out", certificate)  # fmt: skip
+    tool("sbsign", "--key", key, "--cert", certificate, "--output", path, plain)
+    return path.read_bytes()
+
+
+def test_a_signed_kernel_is_not_changed_behind_its_signature(tmp_path: Path) -> None:
+    """Secure Boot would refuse it on every host, and sealing would have said nothing."""
+    linux, image = tmp_path / "linux.efi", tmp_path / "slot.img"
+    linux.write_bytes(signed(OPEN, tmp_path))
+
+    with pytest.raises(ReleaseError, match=r"^the kernel is signed, and filling the root") as it:
+        seal(write_tree(SMALL, tmp_path / "root"), linux, image)
+
+    assert it.value.hint == "seal the kernel before it is signed, and sign what came of it"
+    assert not image.exists()
+
+
+def test_a_signed_kernel_that_names_the_root_is_taken_with_its_signature(tmp_path: Path) -> None:
+    root_hash = "12" * 32
+    ready = signed(OPEN.replace(b"0" * 64, root_hash.encode()), tmp_path)
+
+    assert uki.name_root(ready, root_hash) == ready
+
+
+# What the system calls itself --------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [

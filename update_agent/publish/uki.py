@@ -23,7 +23,12 @@ _DATA = 0x40000040
 
 _PAGE = 4096
 _IMAGE_SIZE, _HEADERS_SIZE, _CHECKSUM = 56, 60, 64
-"""Offsets in the optional header of PE32+."""
+_DIRECTORIES, _CERTIFICATES = 108, 144
+"""Offsets in the optional header of PE32+; of the last two, the number of data directories, and the
+one that says where signatures stand."""
+
+_CERTIFICATE_TABLE = 4
+"""The number of that one, from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +78,17 @@ def name_root(kernel: bytes, root_hash: str) -> bytes:
     """Return ``kernel`` with zeros in its command line's root hash replaced by ``root_hash``.
 
     What is no PE file has no command line, and stays as it is. Raises ReleaseError when the
-    kernel names another root, or none.
+    kernel names another root, or none; or when it is signed, and the change would void that.
     """
     place, named = _section(kernel, b".cmdline"), named_roots(kernel)
     if place is None or named is None:
         return kernel
     if named == [_UNKNOWN]:
+        if _is_signed(kernel):
+            raise ReleaseError(
+                "the kernel is signed, and filling the root hash in would break its signature",
+                hint="seal the kernel before it is signed, and sign what came of it",
+            )
         filled = kernel[place].replace(
             (ROOT_HASH + _UNKNOWN).encode(), (ROOT_HASH + root_hash).encode()
         )
@@ -121,6 +131,15 @@ def _section(kernel: bytes, name: bytes) -> slice | None:
     return slice(0, 0)
 
 
+def _is_signed(kernel: bytes) -> bool:
+    """Whether a PE file has a certificate table: the fifth of its data directories."""
+    headers = _headers(kernel)
+    if headers is None or _number(kernel, headers.optional + _DIRECTORIES) <= _CERTIFICATE_TABLE:
+        return False
+    size = headers.optional + _CERTIFICATES + 4
+    return size + 4 <= headers.sections and _number(kernel, size) > 0
+
+
 def _headers(image: bytes) -> _Headers | None:
     if image[:2] != b"MZ" or len(image) < _PAGE // 4:
         return None
@@ -139,7 +158,7 @@ def _headers(image: bytes) -> _Headers | None:
     return headers
 
 
-def _number(image: bytearray, offset: int) -> int:
+def _number(image: bytes | bytearray, offset: int) -> int:
     return int.from_bytes(image[offset : offset + 4], "little")
 
 
