@@ -1,14 +1,16 @@
 """Disks that boot: what independent tools say of them, and what is refused."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.disks import loop, tool
-from tests.images import Releases
+from tests.images import Releases, flip_bit, noise
 from update_agent.core.slot import BootFlags, SlotName
-from update_agent.errors import HostError
+from update_agent.errors import HostError, ReleaseError
 from update_agent.publish import disk_image, image
 from update_agent.publish.disk_image import CONFIRMED, Disk
 from update_agent.publish.progress import silent
@@ -81,6 +83,78 @@ def test_an_image_that_is_too_large_is_refused(disk: Disk, tmp_path: Path) -> No
             tmp_path / "disk.img", size_mib=SIZE, tell=silent,
         )  # fmt: skip
     assert not (tmp_path / "disk.img").exists()
+
+
+# Images that are not what they should be ---------------------------------------------------------
+
+
+def with_image(disk: Disk, path: Path, content: bytes) -> Disk:
+    """Return the disk with another image in slot A."""
+    path.write_bytes(content)
+    return replace(disk, slots={SlotName.A: path})
+
+
+def test_an_image_is_written_as_far_as_it_goes_and_no_further(
+    disk: Disk, releases: Releases, tmp_path: Path
+) -> None:
+    """As a copy of a whole partition is: longer than its image, and here than the slot."""
+    size = len(releases.v1.content)
+    longer = releases.v1.content + noise(20 * MIB - size, "old")
+    path = made(with_image(disk, tmp_path / "dd.img", longer), tmp_path)
+
+    content = path.read_bytes()
+    assert content[133120 * 512 :][:size] == releases.v1.content
+    assert content[133120 * 512 + size : 198656 * 512] == bytes(32 * MIB - size)
+    assert "slot A boots next" in tool("update-agentctl", "slots", "--disk", path)
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: 3 * MIB]
+
+
+def damaged(content: bytes) -> bytes:
+    return content[: 2 * MIB] + noise(MIB, "damage") + content[3 * MIB :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(truncated, "bad.img has 3145728 bytes, its slot header says", id="truncated"),
+        pytest.param(damaged, "bad.img is damaged: block 512 of", id="damaged"),
+    ],
+)
+def test_a_bad_image_is_refused_before_anything_is_overwritten(
+    spoil: Callable[[bytes], bytes], message: str, disk: Disk, releases: Releases,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bad = with_image(disk, tmp_path / "bad.img", spoil(releases.v1.content))
+    old = tmp_path / "old.img"
+    old.write_bytes(b"\xa5" * (SIZE * MIB))
+    with loop(old) as device:
+        assert install(device, bad, "--yes") == 3
+    assert message in capsys.readouterr().err
+    assert old.read_bytes() == b"\xa5" * (SIZE * MIB)
+
+    with pytest.raises(ReleaseError, match=message):
+        made(bad, tmp_path)
+    assert not (tmp_path / "disk.img").exists()
+
+
+def test_a_slot_that_was_written_from_a_changing_file_does_not_boot(
+    disk: Disk, releases: Releases, tmp_path: Path
+) -> None:
+    image = tmp_path / "changing.img"
+    changing = with_image(disk, image, releases.v1.content)
+    device = tmp_path / "old.img"
+    device.write_bytes(bytes(SIZE * MIB))
+
+    def change(line: str) -> None:
+        if line.startswith("partitioning"):
+            flip_bit(image, len(releases.v1.content) - 5 * 4096)
+
+    with pytest.raises(HostError, match=r"changing\.img was changed while it was written to .*old"):
+        disk_image.make_device(changing, device, tell=change)
+    assert "no slot may boot" in tool("update-agentctl", "slots", "--disk", device)
 
 
 # Installing --------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """``update-agent-image disk``: a disk that boots, as an image file or on a device.
 
 The layout is in ``partition-layout/layout.toml``. Slot A is filled and successful, slot B empty,
-STATE a new file system that grows to the end of the disk at the first boot. What is written is read
-back past every cache, and slot A gets its priority last: a disk whose making was interrupted does
-not boot half of a release.
+STATE a new file system that grows to the end of the disk at the first boot. An image is held whole
+before anything is overwritten; what is written is read back past every cache and judged as a slot,
+and slot A gets its priority last: a disk whose making was interrupted does not boot half of a
+release.
 """
 
 import json
@@ -12,20 +13,22 @@ import stat
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from update_agent.core.chunking import BLOCK
 from update_agent.core.gpt import Partition
 from update_agent.core.slot import BootFlags, SlotName
-from update_agent.core.slot_image import HEADER_OFFSET, HEADER_SIZE, parse_header
+from update_agent.core.slot_image import ImageError
 from update_agent.errors import HostError
 from update_agent.host import disk as disks
-from update_agent.host.device import Device, aligned, open_device
+from update_agent.host import slot
+from update_agent.host.device import Device, Section, aligned, open_device
+from update_agent.publish import whole
 from update_agent.publish.cache import CACHE, alone
 from update_agent.publish.debian import EPOCH
 from update_agent.publish.progress import Tell, teller
@@ -43,6 +46,15 @@ SELECTOR = "EFI/BOOT/BOOTX64.EFI"
 """Where firmware looks on a disk it was told nothing about (UEFI 2.10, section 3.5)."""
 
 CONFIRMED = BootFlags(priority=1, successful=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """The first ``size`` bytes of a file, for one partition; a slot image has its root hash."""
+
+    file: Path
+    size: int
+    root_hash: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +86,14 @@ def make_device(disk: Disk, device: Path, *, tell: Tell) -> None:
     """Overwrite a whole device, which nobody may be using. Raises HostError."""
     with open_device(device, writable=True, exclusive=True):
         pass  # refuses one that is mounted, mapped or otherwise taken
-    _write(disk, device, tell, skip_zeros=False)
+    try:
+        _write(disk, device, tell, skip_zeros=False)
+    except OSError as error:
+        raise HostError(f"cannot make {device}: {error.strerror}") from error
 
 
 def _write(disk: Disk, path: Path, tell: Tell, *, skip_zeros: bool) -> None:
-    _check_fit(disk)
+    images = {name.label: _image(disk, name) for name in disk.slots}
     tell(f"partitioning {path}")
     run_program(
         ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--wipe=always", path],
@@ -89,8 +104,8 @@ def _write(disk: Disk, path: Path, tell: Tell, *, skip_zeros: bool) -> None:
         sector = disks.read_tables(opened).geometry.sector_size
     places = {it.label: (it.first_lba * sector, _bytes(it, sector)) for it in table.partitions}
     with tempfile.TemporaryDirectory(prefix="update-agent-disk-") as scratch:
-        contents = {"ESP": _esp(disk.selector, Path(scratch), places["ESP"][1] // 1024)}
-        contents |= {name.label: image for name, image in disk.slots.items()}
+        esp = _esp(disk.selector, Path(scratch), places["ESP"][1] // 1024)
+        contents = {"ESP": _Content(file=esp, size=esp.stat().st_size), **images}
         with open_device(path, writable=True) as device:
             for name in SlotName:
                 if name not in disk.slots:
@@ -102,24 +117,38 @@ def _write(disk: Disk, path: Path, tell: Tell, *, skip_zeros: bool) -> None:
             device.flush()
             for label, content in contents.items():
                 _verify(content, device, places[label][0], label)
+            for label, image in images.items():
+                _judge(image, Section(device, *places[label]))
     tell("setting boot flags")
     with disks.open_disk(path, writable=True) as opened:
         disks.change_slots(opened, lambda slots: slots.with_flags(dict(disk.flags)))
 
 
-def _check_fit(disk: Disk) -> None:
-    for name, image in disk.slots.items():
-        try:
-            with image.open("rb") as file:
-                file.seek(HEADER_OFFSET)
-                parts = parse_header(file.read(HEADER_SIZE))
-        except OSError as error:
-            raise HostError(f"cannot read {image}: {error.strerror}") from error
-        if parts.image_size > disk.slot_mib * _MIB:
+def _image(disk: Disk, name: SlotName) -> _Content:
+    """Return the image for a slot, held whole: nothing was overwritten yet."""
+    file = disk.slots[name]
+    with open_device(file) as device:
+        size, root_hash = slot.layout(device).image_size, slot.root_hash(device)
+        if size > disk.slot_mib * _MIB:
             raise HostError(
-                f"{image} has {parts.image_size / _MIB:.0f} MiB, slot {name} has {disk.slot_mib}",
+                f"{file} has {size / _MIB:.0f} MiB, slot {name} has {disk.slot_mib}",
                 hint="make larger slots with --slot-size",
             )
+        with _bar(f"check {name.label}", size) as advance:
+            whole.check(device, advance)
+    return _Content(file=file, size=size, root_hash=root_hash)
+
+
+def _judge(image: _Content, place: Section) -> None:
+    """Hold what was written as a host does, before anything may boot it."""
+    first = place.read(0, BLOCK)
+    try:
+        slot.judge(place, first, image_size=image.size, root_hash=image.root_hash)
+    except ImageError as error:
+        raise HostError(
+            f"{image.file} was changed while it was written to {place.path}: {error}",
+            hint="make the disk again: this one does not boot",
+        ) from error
 
 
 def _table(slot_mib: int) -> str:
@@ -179,29 +208,31 @@ def _clear(device: Device, offset: int) -> None:
     device.write(aligned(_MIB), offset)
 
 
-def _pieces(content: Path) -> Iterator[tuple[int, memoryview]]:
-    """Yield a file piece by piece with its offsets, the last one filled up to a sector."""
+def _pieces(content: _Content) -> Iterator[tuple[int, memoryview]]:
+    """Yield the content piece by piece with its offsets, the last one filled up to a sector."""
     buffer = aligned(_PIECE)
-    with content.open("rb") as file:
+    with content.file.open("rb") as file:
         offset = 0
-        while got := file.readinto(buffer):
-            whole = -(-got // 4096) * 4096
-            buffer[got:whole] = bytes(whole - got)
-            yield offset, buffer[:whole]
+        while got := file.readinto(buffer[: content.size - offset]):
+            filled = -(-got // BLOCK) * BLOCK
+            buffer[got:filled] = bytes(filled - got)
+            yield offset, buffer[:filled]
             offset += got
+    if offset < content.size:
+        raise HostError(f"{content.file} ended at byte {offset}, wanted {content.size}")
 
 
-def _copy(content: Path, device: Device, at: int, label: str, *, skip_zeros: bool) -> None:
-    with _bar(f"write {label}", content) as bar:
+def _copy(content: _Content, device: Device, at: int, label: str, *, skip_zeros: bool) -> None:
+    with _bar(f"write {label}", content.size) as advance:
         for offset, piece in _pieces(content):
             if not (skip_zeros and not any(piece)):
                 device.write(piece, at + offset)
-            bar.update(len(piece))
+            advance(len(piece))
 
 
-def _verify(content: Path, device: Device, at: int, label: str) -> None:
+def _verify(content: _Content, device: Device, at: int, label: str) -> None:
     found = aligned(_PIECE)
-    with _bar(f"verify {label}", content) as bar:
+    with _bar(f"verify {label}", content.size) as advance:
         for offset, piece in _pieces(content):
             device.read_into(found[: len(piece)], at + offset)
             if found[: len(piece)] != piece:
@@ -209,15 +240,14 @@ def _verify(content: Path, device: Device, at: int, label: str) -> None:
                     f"{device.path} does not hold what was written to it ({label})",
                     hint="replace the disk",
                 )
-            bar.update(len(piece))
+            advance(len(piece))
 
 
 @contextmanager
-def _bar(step: str, content: Path) -> Iterator["tqdm[NoReturn]"]:
-    with tqdm(
-        desc=step, total=content.stat().st_size, unit="B", unit_scale=True, disable=None
-    ) as bar:
-        yield bar
+def _bar(step: str, size: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar for a step of ``size`` bytes, and yield what moves it on."""
+    with tqdm(desc=step, total=size, unit="B", unit_scale=True, disable=None) as bar:
+        yield bar.update
 
 
 # The verb ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _PIECE = BLOCK * (BLOCK // _DIGEST) * 8
 _COPY_AGAIN = "copy it again from where it was made, or make it again"
 
 
-def check(device: Device, advance: Callable[[int], None]) -> None:
+def check(device: Device, advance: Callable[[int], object]) -> None:
     """Hold the slot image on ``device`` against its own hashes: tree, kernel and all data blocks.
 
     ``advance`` is called with the bytes of the file system that were held. Memory does not grow
@@ -46,7 +46,7 @@ def check(device: Device, advance: Callable[[int], None]) -> None:
         raise HostError(f"cannot read {device.path}: {error.strerror}") from error
 
 
-def _check_data(device: Device, parts: Layout, advance: Callable[[int], None]) -> None:
+def _check_data(device: Device, parts: Layout, advance: Callable[[int], object]) -> None:
     """Hold each block of the file system against the lowest level of the tree, itself held."""
     superblock = device.read(parts.verity_offset, BLOCK)
     verity = slot_image.parse_verity(superblock, fs_size=parts.fs_size)
