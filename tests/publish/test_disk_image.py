@@ -1,7 +1,10 @@
 """Disks that boot: what independent tools say of them, and what is refused."""
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +199,49 @@ def test_a_device_is_not_overwritten_unasked(
         assert install(device, disk) == 4
     assert "would be overwritten\n(say --yes if it should be)" in capsys.readouterr().err
     assert old.read_bytes() == b"\xa5" * (SIZE * MIB)
+
+
+@contextmanager
+def typed(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let somebody sit at a terminal, and type this."""
+    master, slave = os.openpty()
+    try:
+        os.write(master, answer)
+        with os.fdopen(slave) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            yield
+    finally:
+        os.close(master)
+
+
+@pytest.mark.parametrize("answer", [b"\x04", b"\n", b"yes\n"], ids=["ctrl-d", "nothing", "yes"])
+def test_only_the_name_of_the_device_is_a_yes(
+    answer: bytes, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    old = tmp_path / "old.img"
+    old.write_bytes(b"\xa5" * (SIZE * MIB))
+    with loop(old) as device, typed(answer, monkeypatch):
+        assert install(device, disk, "--json") == 4
+
+    said = capsys.readouterr()
+    assert f"everything on {device} will be lost; type its name to go on: " in said.err
+    assert f"update-agent-image: {device} was left alone\n" in said.err
+    assert said.out == ""
+    assert old.read_bytes() == b"\xa5" * (SIZE * MIB)
+
+
+def test_the_question_is_no_part_of_the_output(
+    disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old.img"
+    old.write_bytes(bytes(SIZE * MIB))
+    with loop(old) as device, typed(f"{device}\n".encode(), monkeypatch):
+        assert install(device, disk, "--json") == 0
+
+    said = capsys.readouterr()
+    assert json.loads(said.out)["disk"] == str(device)
+    assert "type its name to go on" in said.err
 
 
 def test_a_device_in_use_is_refused(

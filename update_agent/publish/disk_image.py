@@ -297,12 +297,22 @@ def run(options: Namespace) -> int:
 
 
 def _ask(device: Path, *, yes: bool) -> None:
-    """Let whoever runs us type the device's name, unless he said --yes."""
+    """Let whoever runs us type the device's name, unless he said --yes.
+
+    The question goes to standard error: output may be somebody's file. Ctrl-D is a no.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
         raise HostError(f"{device} would be overwritten", hint="say --yes if it should be")
-    if input(f"everything on {device} will be lost; type its name to go on: ") != str(device):
+    question = f"everything on {device} will be lost; type its name to go on: "
+    print(question, end="", file=sys.stderr, flush=True)
+    try:
+        answer = input()
+    except EOFError:
+        print(file=sys.stderr)
+        answer = ""
+    if answer != str(device):
         raise HostError(f"{device} was left alone")
 
 
