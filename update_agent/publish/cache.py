@@ -1,8 +1,10 @@
 """The folder in which builds keep what takes long to make: whole or not there, and made once.
 
+That holds over a power cut: what was made is on the disk before it gets its name.
 Builds that run at once on one machine wait for one another, and take what is there by then.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -51,6 +53,8 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
     try:
         made = scratch / "root"
         make(made)
+        os.sync()  # a tree of other programs' files; one by one they would take minutes
         made.rename(folder)
+        files.flush_folder(folder.parent)
     finally:
         shutil.rmtree(scratch)
