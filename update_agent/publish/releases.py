@@ -7,13 +7,14 @@ image is refused.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from tuf.api.metadata import Targets
 
@@ -32,6 +33,10 @@ from update_agent.publish.repository import Committed, Repository, RepositoryErr
 
 WITHDRAWN = "x-withdrawn"
 """Field of ``releases`` that remembers what was withdrawn, by path."""
+
+
+_LOCK = "lock"
+"""The file in a folder that whoever works in it has locked."""
 
 
 class Progress(Protocol):
@@ -370,23 +375,38 @@ class _Unpacking:
 
 @contextmanager
 def _workplace(repository: Repository) -> Iterator[Path]:
-    """Yield a folder on the repository's file system, and clean up those of killed runs."""
+    """Yield a folder on the repository's file system, and clean up those of killed runs.
+
+    Whoever works holds the lock in his folder, and the kernel lets go of it for the dead. A number
+    of a process would not do: in a container, or on a shared file system, it is somebody else's.
+    """
     parent = repository.folder / ".work"
     try:
-        parent.mkdir(exist_ok=True)
-        for old in parent.iterdir():
-            if not Path(f"/proc/{old.name.partition('-')[0]}").exists():
-                _remove(old)
-        with tempfile.TemporaryDirectory(prefix=f"{os.getpid()}-", dir=parent) as work:
-            yield Path(work)
+        with _alone(parent):  # else somebody could see a folder before its lock is held
+            for old in parent.iterdir():
+                if old.is_dir():
+                    _remove(old)
+            work = Path(tempfile.mkdtemp(dir=parent))
+            lock = files.locked(work / _LOCK)
+        with lock:
+            try:
+                yield work
+            finally:
+                with _alone(parent):
+                    shutil.rmtree(work)
     except OSError as error:
         raise HostError(f"cannot work in {parent}: {error.strerror}") from error
 
 
 def _remove(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    """Remove a folder that nobody works in any more."""
+    with suppress(BlockingIOError), files.locked(folder / _LOCK):
+        shutil.rmtree(folder)
+
+
+def _alone(parent: Path) -> IO[bytes]:
+    """Wait for the others, who only make and remove folders; be alone until it is closed."""
+    return files.locked(parent / _LOCK, lambda: None, mode=0o644)
 
 
 def _text(time: datetime) -> str:
