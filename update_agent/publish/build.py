@@ -7,7 +7,6 @@ packages (host keys, machine-id) is made at a host's first boot.
 
 import json
 import os
-import shutil
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -44,21 +43,32 @@ def build(
     base = debian.base_root(recipe, cache, tell)
     wheels = debian.wheels(recipe, cache, tell)
     init = init or initramfs.compile_init(recipe.init)
-    try:
-        scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
-    except OSError as error:
-        raise HostError(f"cannot write to {cache}: {error.strerror}") from error
-    try:
-        root = scratch / "root"
+    return derive(recipe, release, output, base=base, wheels=wheels, init=init, tell=tell)
+
+
+def derive(
+    recipe: Recipe,
+    release: Release,
+    output: Path,
+    *,
+    base: Path,
+    wheels: Path,
+    init: bytes,
+    tell: Tell,
+) -> Built:
+    """Make ``output`` out of a Debian root and wheels that are there. Raises as ``build`` does.
+
+    The work is done beside ``base``, which gives the image its files as hard links.
+    """
+    with tempfile.TemporaryDirectory(dir=base.parent, prefix=".building-") as scratch:
+        root, kernel = Path(scratch, "root"), Path(scratch, "linux.efi")
         tell("laying out the root")
         tree.assemble(recipe, release, base, wheels, root)
-        kernel = scratch / "linux.efi"
         kernel.write_bytes(_kernel(recipe, base, root, init))
         tell("sealing the slot image")
         root_hash = seal.seal(root, kernel, output)
-        sizes = {"image": output.stat().st_size, "kernel": kernel.stat().st_size} | _largest(root)
-    finally:
-        shutil.rmtree(scratch)
+        sizes = {"image": output.stat().st_size, "kernel": kernel.stat().st_size}
+        sizes |= _largest(root)
     return Built(image=output, root_hash=root_hash, sizes=sizes)
 
 

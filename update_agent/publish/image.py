@@ -7,6 +7,7 @@ factories and on a broken host, does not.
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -48,6 +49,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    os.umask(0o022)  # what is made is for everyone: images, and the cache they come from
     words = sys.argv[1:] if argv is None else argv
     return cli.run(command(words), words)
 

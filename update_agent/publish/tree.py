@@ -2,11 +2,14 @@
 
 Derived with hard links, so it takes seconds and no space; a file is replaced, and never written to,
 because the cache's tree shares its content. Users and enabled units are made by systemd's own tools
-as on a host.
+as on a host. Who builds, with which umask and from whose checkout, does not count: everyone may
+read what is laid here, and run what is a program.
 """
 
 import os
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -75,7 +78,23 @@ class Release:
 
 def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: Path) -> None:
     """Make the folder ``root``, on the file system of ``base``. Raises HostError."""
+    with _for_everyone():
+        _assemble(recipe, release, base, wheels, root)
+
+
+@contextmanager
+def _for_everyone() -> Iterator[None]:
+    """Let no umask take from what we and systemd's tools make meanwhile."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: Path) -> None:
     run(["cp", "--archive", "--link", base, root])
+    root.chmod(0o755)
     for pattern in recipe.remove:
         _remove(root, pattern)
     for name in _FOLDERS:
@@ -105,14 +124,17 @@ def _remove(root: Path, pattern: str) -> None:
             path.unlink()
 
 
-def _lay_over(source: Path, root: Path) -> None:
-    """Copy a tree onto another: content, mode and links count; owner and times don't."""
+def _lay_over(source: Path, root: Path, left_out: Collection[str] = ()) -> None:
+    """Copy a tree onto another: content, links and who may run it count; all else doesn't."""
     if not source.is_dir():
         raise HostError(f"{source} is no folder")
     for folder, folders, files in os.walk(source):
         here = root / Path(folder).relative_to(source)
+        folders[:] = [name for name in folders if name not in left_out]
         for name in (*folders, *files):
             path = Path(folder, name)
+            if name in left_out:
+                continue
             if path.is_dir() and not path.is_symlink():
                 (here / name).mkdir(exist_ok=True, parents=True)
             else:
@@ -124,9 +146,7 @@ def _replace(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     shutil.copyfile(source, target, follow_symlinks=False)
     if not target.is_symlink():
-        target.chmod(
-            0o755 if os.access(source, os.X_OK) and source.stat().st_mode & 0o100 else 0o644
-        )
+        target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
 
 
 def _write(path: Path, content: str, mode: int = 0o644) -> None:
@@ -144,12 +164,8 @@ def _link(path: Path, target: str) -> None:
 
 def _install_agent(wheels: Path, root: Path) -> None:
     library = root / LIBRARY
-    shutil.copytree(wheels, library, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(
-        Path(update_agent.__file__).parent,
-        library / "update_agent",
-        ignore=shutil.ignore_patterns(*_LEFT_OUT),
-    )
+    _lay_over(wheels, library, ("__pycache__",))
+    _lay_over(Path(update_agent.__file__).parent, library / "update_agent", _LEFT_OUT)
     for program in PROGRAMS:
         (point,) = entry_points(group="console_scripts", name=program)
         script = _SCRIPT.format(library=LIBRARY, module=point.module, function=point.attr)
