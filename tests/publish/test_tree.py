@@ -1,4 +1,4 @@
-"""Images out of a small Debian root: the same bytes whoever builds.
+"""Images out of a small Debian root: the same bytes whoever builds, and errors that name the path.
 
 The root holds what the tools need: accounts, units, and a ``python3`` that leaves behind what
 ``compileall`` does.
@@ -6,6 +6,7 @@ The root holds what the tools need: accounts, units, and a ``python3`` that leav
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from tests.disks import tool
 from tests.images import Releases, noise, write_tree
+from update_agent.errors import HostError
 from update_agent.publish import build, image, tree
 from update_agent.publish.build import Built
 from update_agent.publish.progress import silent
@@ -196,3 +198,103 @@ def test_an_image_is_for_everyone_whatever_the_umask(releases: Releases, tmp_pat
         ) == 0  # fmt: skip
 
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+# What cannot be laid out -------------------------------------------------------------------------
+
+
+def fifo(world: World) -> None:
+    os.mkfifo(world.overlay / "etc/pipe")
+
+
+def device(world: World) -> None:
+    (world.overlay / "etc/pipe").symlink_to("nowhere")
+    os.mknod(world.overlay / "etc/null", 0o20666, os.makedev(1, 3))
+
+
+def listener(world: World) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(world.overlay / "etc/socket"))
+
+
+def link_over_a_folder(world: World) -> None:
+    (world.overlay / "usr/lib/systemd").symlink_to("elsewhere")
+
+
+def file_over_a_folder(world: World) -> None:
+    (world.overlay / "usr/lib/systemd").write_bytes(b"")
+
+
+def folder_over_a_file(world: World) -> None:
+    (world.overlay / "etc/passwd").mkdir()
+
+
+def below_a_file(world: World) -> None:
+    write_tree({"etc/passwd/root": b""}, world.overlay)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (fifo, r"overlay/etc/pipe is neither a file nor a folder nor a link$"),
+        (device, r"overlay/etc/null is neither a file nor a folder nor a link$"),
+        (listener, r"overlay/etc/socket is neither a file nor a folder nor a link$"),
+        (link_over_a_folder, r"overlay/usr/lib/systemd over .*: that is a folder$"),
+        (file_over_a_folder, r"overlay/usr/lib/systemd over .*: that is a folder$"),
+        (folder_over_a_file, r"overlay/etc/passwd over .*/root/etc/passwd: File exists$"),
+        (below_a_file, r"overlay/etc/passwd over .*/root/etc/passwd: File exists$"),
+    ],
+)
+def test_what_cannot_be_laid_over_the_root_is_named(
+    spoil: Callable[[World], None], message: str, world: World
+) -> None:
+    spoil(world)
+
+    with pytest.raises(HostError, match=message):
+        world.build()
+
+    assert not (world.folder / "os.img").exists()
+    assert [it.name for it in world.folder.glob(".building-*")] == []
+
+
+def test_a_link_and_a_folder_over_a_link_to_one_are_laid(world: World) -> None:
+    (world.overlay / "etc/localtime").symlink_to("/usr/share/zoneinfo/UTC")
+    write_tree({"bin/tool": b"#!/bin/sh\n"}, world.overlay)
+
+    root = world.assemble()
+
+    assert (root / "etc/localtime").readlink() == Path("/usr/share/zoneinfo/UTC")
+    assert (root / "usr/bin/tool").read_bytes() == b"#!/bin/sh\n"
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[Path]:
+    folder.mkdir()
+    tool("mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", folder)
+    try:
+        yield folder
+    finally:
+        tool("umount", folder)
+
+
+def test_a_file_that_does_not_fit_is_named(debian: Path, tmp_path: Path) -> None:
+    large = write_tree({"etc/large": noise(4_000_000, "large")}, tmp_path / "large")
+    with small_disk(tmp_path / "full", 4096) as disk:
+        world = World(disk, debian)
+        world.overlay = large
+
+        with pytest.raises(HostError, match=r"/etc/large over .*: No space left on device$"):
+            world.build()
+        assert [it.name for it in disk.glob(".building-*")] == []
+
+
+def test_a_kernel_that_does_not_fit_names_the_folder_that_is_full(
+    debian: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "full", 10 * 1024) as disk:
+        world = World(disk, debian)
+        (world.base / "boot/vmlinuz-6.1").write_bytes(noise(6_000_000, "linux"))
+
+        with pytest.raises(HostError, match=r"os.img: .*/full: No space left on device$"):
+            world.build()
+        assert [it.name for it in disk.glob(".building-*")] == []

@@ -60,15 +60,20 @@ def derive(
 
     The work is done beside ``base``, which gives the image its files as hard links.
     """
-    with tempfile.TemporaryDirectory(dir=base.parent, prefix=".building-") as scratch:
-        root, kernel = Path(scratch, "root"), Path(scratch, "linux.efi")
-        tell("laying out the root")
-        tree.assemble(recipe, release, base, wheels, root)
-        kernel.write_bytes(_kernel(recipe, base, root, init))
-        tell("sealing the slot image")
-        root_hash = seal.seal(root, kernel, output)
-        sizes = {"image": output.stat().st_size, "kernel": kernel.stat().st_size}
-        sizes |= _largest(root)
+    try:
+        with tempfile.TemporaryDirectory(dir=base.parent, prefix=".building-") as scratch:
+            root, kernel = Path(scratch, "root"), Path(scratch, "linux.efi")
+            tell("laying out the root")
+            tree.assemble(recipe, release, base, wheels, root)
+            kernel.write_bytes(_kernel(recipe, base, root, init))
+            tell("sealing the slot image")
+            root_hash = seal.seal(root, kernel, output)
+            sizes = {"image": output.stat().st_size, "kernel": kernel.stat().st_size}
+            sizes |= _largest(root)
+    except OSError as error:
+        raise HostError(
+            f"cannot build {output}: {error.filename or base.parent}: {error.strerror or error}"
+        ) from error
     return Built(image=output, root_hash=root_hash, sizes=sizes)
 
 

@@ -8,6 +8,7 @@ read what is laid here, and run what is a program.
 
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,8 +79,13 @@ class Release:
 
 def assemble(recipe: Recipe, release: Release, base: Path, wheels: Path, root: Path) -> None:
     """Make the folder ``root``, on the file system of ``base``. Raises HostError."""
-    with _for_everyone():
-        _assemble(recipe, release, base, wheels, root)
+    try:
+        with _for_everyone():
+            _assemble(recipe, release, base, wheels, root)
+    except OSError as error:
+        raise HostError(
+            f"cannot lay out {error.filename or root}: {error.strerror or error}"
+        ) from error
 
 
 @contextmanager
@@ -128,7 +134,7 @@ def _lay_over(source: Path, root: Path, left_out: Collection[str] = ()) -> None:
     """Copy a tree onto another: content, links and who may run it count; all else doesn't."""
     if not source.is_dir():
         raise HostError(f"{source} is no folder")
-    for folder, folders, files in os.walk(source):
+    for folder, folders, files in os.walk(source, onerror=_raise):
         here = root / Path(folder).relative_to(source)
         folders[:] = [name for name in folders if name not in left_out]
         for name in (*folders, *files):
@@ -136,17 +142,46 @@ def _lay_over(source: Path, root: Path, left_out: Collection[str] = ()) -> None:
             if name in left_out:
                 continue
             if path.is_dir() and not path.is_symlink():
-                (here / name).mkdir(exist_ok=True, parents=True)
+                _make_folder(path, here / name)
             else:
                 _replace(path, here / name)
 
 
+def _raise(error: OSError) -> None:
+    """Let no folder be left out because it can't be read."""
+    raise error
+
+
+def _make_folder(source: Path, target: Path) -> None:
+    with _laying(source, target):
+        target.mkdir(exist_ok=True, parents=True)
+
+
 def _replace(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    shutil.copyfile(source, target, follow_symlinks=False)
-    if not target.is_symlink():
-        target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+    mode = source.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise HostError(
+            f"{source} is neither a file nor a folder nor a link", hint="take it out of there"
+        )
+    if target.is_dir() and not target.is_symlink():
+        raise HostError(
+            f"cannot lay {source} over {target}: that is a folder", hint="make it a folder as well"
+        )
+    with _laying(source, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(source, target, follow_symlinks=False)
+        if stat.S_ISREG(mode):
+            target.chmod(0o755 if mode & 0o100 else 0o644)
+
+
+@contextmanager
+def _laying(source: Path, target: Path) -> Iterator[None]:
+    """Name both in an error."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"cannot lay {source} over {target}: {error.strerror or error}") from error
 
 
 def _write(path: Path, content: str, mode: int = 0o644) -> None:
