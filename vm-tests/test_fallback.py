@@ -28,9 +28,19 @@ BUSY = 30
 
 
 @contextmanager
-def trial(new_machine: NewMachine, workshop: Workshop, bad: Path) -> Iterator[Machine]:
-    """A machine with a good release in slot A, about to try ``bad``, which has one try."""
+def trial(
+    new_machine: NewMachine,
+    workshop: Workshop,
+    bad: Path,
+    *,
+    spoil: Callable[[Path], object] = lambda _: None,
+) -> Iterator[Machine]:
+    """A machine with a good release in slot A, about to try ``bad``, which has one try.
+
+    ``spoil`` changes the disk before it is used: no disk is made of an image that is damaged.
+    """
     disk = workshop.disk(workshop.release("1.0.0", LEAN), bad)
+    spoil(disk)
     machine = new_machine(disk, bad.stem[:20])
     machine.power_on()
     machine.wait_for_serial(STARTS_TRIAL)
@@ -60,24 +70,37 @@ def test_a_flipped_byte_in_the_root_ends_in_the_other_slot(
     workshop: Workshop, new_machine: NewMachine, figure: Callable[[str], None]
 ) -> None:
     bad = workshop.release("1.1.0-rotten", LEAN)
-    flip_a_byte_of_init(bad, workshop.debian() / "usr/lib/systemd/systemd")
+    program = workshop.debian() / "usr/lib/systemd/systemd"
 
-    with trial(new_machine, workshop, bad) as machine:
+    def rot(disk: Path) -> None:
+        flip_a_byte_of_init(disk, program)
+
+    with trial(new_machine, workshop, bad, spoil=rot) as machine:
         machine.wait_for_serial("device-mapper: verity: .*is corrupted")
         ends_in_the_old_slot(machine)
         took = seconds_between(machine, "is corrupted", STARTS_OLD)
         figure(f"fallback: {took:.0f} s from a flipped byte to the other slot's kernel")
 
 
-def flip_a_byte_of_init(image: Path, program: Path) -> None:
-    """Change a byte of the program that PID 1 is, where it stands in the slot image."""
+def flip_a_byte_of_init(disk: Path, program: Path) -> None:
+    """Change a byte of the program that PID 1 is, where it stands in slot B."""
     begins = program.read_bytes()[:BLOCK]
-    with image.open("r+b") as file:
-        at = file.read().index(begins)
+    first, last = place_of("ROOT-B", disk)
+    with disk.open("r+b") as file:
+        file.seek(first)
+        at = first + file.read(last - first).index(begins)
         file.seek(at + 100)
         (byte,) = file.read(1)
         file.seek(at + 100)
         file.write(bytes([byte ^ 1]))
+
+
+def place_of(label: str, disk: Path) -> tuple[int, int]:
+    """Return where a partition begins and ends, in bytes."""
+    with open_disk(disk) as opened:
+        table = read_tables(opened).authoritative
+    (found,) = (it for it in table.partitions if it.label == label)
+    return found.first_lba * 512, (found.last_lba + 1) * 512
 
 
 @pytest.mark.case(65)
@@ -126,10 +149,7 @@ def test_a_host_whose_state_is_lost_comes_up_with_a_volatile_one(
 
 def lose_state(disk: Path) -> None:
     """Fill STATE with zeros: its file system and every spare copy of its superblock."""
-    with open_disk(disk) as opened:
-        table = read_tables(opened).authoritative
-    (state,) = (it for it in table.partitions if it.label == "STATE")
-    first, last = state.first_lba * 512, (state.last_lba + 1) * 512
+    first, last = place_of("STATE", disk)
     subprocess.run(
         ["fallocate", "-p", "-o", str(first), "-l", str(last - first), str(disk)], check=True
     )
