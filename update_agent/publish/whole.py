@@ -26,8 +26,8 @@ _COPY_AGAIN = "copy it again from where it was made, or make it again"
 def check(device: Device, advance: Callable[[int], object]) -> None:
     """Hold the slot image on ``device`` against its own hashes: tree, kernel and all data blocks.
 
-    ``advance`` is called with the bytes of the file system that were held. Memory does not grow
-    with the image. Raises ReleaseError, HostError.
+    ``advance`` is called with the bytes that were held. Memory does not grow with the image. Raises
+    ReleaseError, HostError.
     """
     try:
         parts, root_hash = slot.layout(device), slot.root_hash(device)
@@ -38,6 +38,7 @@ def check(device: Device, advance: Callable[[int], object]) -> None:
                 image_size=parts.image_size,
                 root_hash=root_hash,
             )
+            advance(parts.image_size - parts.fs_size)
             _check_data(device, parts, advance)
         except ImageError as error:
             raise ImageError(f"{device.path} is damaged: {error}", hint=_COPY_AGAIN) from error
