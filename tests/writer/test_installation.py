@@ -719,8 +719,27 @@ def test_a_damaged_journal_lets_nothing_be_trusted(world: World) -> None:
         world.install()
     (world.state / "journal").write_bytes(b"\0" * 50)
 
-    with pytest.raises(HostError, match=r"is damaged$"), world.serving():
-        pass
+    with world.serving():
+        with pytest.raises(HostError, match=r"is damaged$"):
+            world.install(attempt="attempt-2")
+        with Writer(world.address) as writer:
+            assert writer.state().next == "A"
+            assert writer.arm().next == "B"  # what was verified stands in a record of its own
+            assert writer.disarm().next == "A"
+
+
+@pytest.mark.case(12)
+def test_a_damaged_journal_keeps_nobody_from_confirming_or_going_back(world: World) -> None:
+    world.put(B_AT, world.fleet.releases.v2.content)
+    world.put_flags(flags(1, 0, ok=True), flags(2, 2))  # B on trial
+    world.host = replace(world.host, booted=3, version=V2)
+    world.state.mkdir()
+    (world.state / "journal").write_bytes(b"\0" * 50)
+
+    with world.serving(), Writer(world.address) as writer:
+        assert writer.confirm().b.successful
+        assert writer.rollback().next == "A"
+        assert writer.disarm().next == "B"
 
 
 def test_every_line_about_an_attempt_names_it(

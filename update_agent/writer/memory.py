@@ -3,6 +3,9 @@
 Its own, in a folder that only root may enter: no daemon can make it forget. The journal is written
 before anything is done on its word. The record of what was verified is there only while it is true:
 it is removed, durably, before the first byte of the next release is written.
+
+The journal is read when something is to be trusted, and not before: a damaged one lets nothing be
+installed, and takes neither a confirmation nor a way back from the host.
 """
 
 import logging
@@ -29,14 +32,15 @@ class Memory:
     """What stands in ``folder``. Use it in ``opened``: one writer at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / "journal")
+        self._path = folder / "journal"
+        self._known: Journal | None = None
         self._record = folder / "verified.json"
         self._lock = threading.Lock()
 
     @property
     def time(self) -> datetime:
-        """The newest time that was ever certain."""
-        return self._journal.high.time
+        """The newest time that was ever certain. Raises HostError."""
+        return self._journal().high.time
 
     def proven(
         self,
@@ -69,7 +73,8 @@ class Memory:
                 data[CHANNELS] = evidence.channels
             marks = {name: trust.mark(root, name, it) for name, it in data.items()}
             time = max(now, found.release.published)
-            self._journal.append(self._journal.high.raised(marks, time))
+            journal = self._journal()
+            journal.append(journal.high.raised(marks, time))
         return found
 
     def verified(self) -> Verified | None:
@@ -96,6 +101,12 @@ class Memory:
             files.flush_folder(self._record.parent)
         except OSError as error:
             raise HostError(f"cannot remove {self._record}: {error.strerror}") from error
+
+    def _journal(self) -> Journal:
+        """Return the journal, read by whoever needs it first; who cannot is told why."""
+        if self._known is None:
+            self._known = Journal(self._path)
+        return self._known
 
 
 @contextmanager
