@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,10 +35,10 @@ from update_agent.core.release import IdentityError
 from update_agent.core.slot import RETIRED, SlotStateError
 from update_agent.core.trust import Evidence, ExpiredError, Proven, RollbackError, UntrustedError
 from update_agent.core.version import Version
-from update_agent.core.wire import BusyError, RefusedError, UnverifiedError
+from update_agent.core.wire import Arm, BusyError, RefusedError, UnverifiedError
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import files, slot
-from update_agent.host.device import Device, open_device
+from update_agent.host.device import Device, Section, open_device
 from update_agent.host.install import ROUNDS
 from update_agent.host.wire import GoneError
 from update_agent.host.writer import Writer
@@ -187,6 +187,68 @@ def test_an_arm_is_undone_and_done_again(world: World) -> None:
             assert writer.disarm().next == "A"
             assert writer.disarm().next == "A"
             assert writer.arm().next == "B"
+
+
+@contextmanager
+def verifying(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Stop who first reads a slot; yield what tells of it, and what lets him go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = Section.read_into
+
+    def slow(device: Section, buffer: memoryview, offset: int) -> int:
+        if not begun.is_set():
+            begun.set()
+            assert go_on.wait(ENOUGH)
+        return real(device, buffer, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Section, "read_into", slow)
+        try:
+            yield begun, go_on
+        finally:
+            go_on.set()
+
+
+def test_who_disarms_while_another_arms_has_the_last_word(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disarm() -> None:
+        with Writer(world.address) as writer:
+            writer.disarm()
+
+    with world.serving():
+        world.install()
+        with verifying(monkeypatch) as (begun, go_on):
+            arming = threading.Thread(target=arm, args=(world,))
+            arming.start()
+            assert begun.wait(ENOUGH)
+            disarming = threading.Thread(target=disarm)
+            disarming.start()
+            disarming.join(0.2)
+            waits = disarming.is_alive()
+            go_on.set()
+            arming.join()
+            disarming.join()
+        assert world.look().next == "A"
+    assert waits
+
+
+def test_nothing_is_armed_for_who_left_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with world.serving() as server:
+        world.install()
+        with verifying(monkeypatch) as (begun, go_on):
+            caller = world.raw()
+            caller.send(Arm())
+            assert begun.wait(ENOUGH)
+            caller.close()
+            go_on.set()
+            wait_until(lambda: not server.callers)
+        state = world.look()
+
+    assert (state.next, state.b.state) == ("A", "retired")
+    assert "arm: the caller left before slot B was armed (arm it again)" in caplog.text
 
 
 # Wrong bytes, and callers who leave ---------------------------------------------------------------

@@ -63,7 +63,7 @@ def _answer(terms: Terms, connection: Connection, request: Request) -> Message:
         case Install():
             return Installation(terms, request, connection).carry_out()
         case Arm():
-            return _logged("arm", slots.arm)
+            return _logged("arm", lambda: slots.arm(connection.has_ended))
         case Disarm():
             return _logged("disarm", slots.disarm)
         case Confirm():

@@ -7,7 +7,8 @@ confirmed is the booted one; which is which was found when the writer started. T
   before its first byte is overwritten. So whatever boots is whole, and was verified.
 * A slot is armed only when the record says it was verified, and it still is what the record says:
   header, verity tree and kernel are read again. The rest of it dm-verity reads when it is used.
-* Changes come one after the other; who comes while another is at it is told so.
+* Changes come one after the other; who comes while another is at it is told so. Who disarms waits
+  for an arm under way, and has the last word; who arms and leaves is not armed for.
 """
 
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from update_agent.core import slot as flags
 from update_agent.core.chunking import BLOCK
-from update_agent.core.slot import Slot, Slots
+from update_agent.core.slot import Slot, SlotName, Slots
 from update_agent.core.slot_image import ImageError
 from update_agent.core.wire import BusyError, SlotState, State, UnverifiedError, Verified
 from update_agent.errors import HostError
@@ -25,6 +26,7 @@ from update_agent.host import disk as disks
 from update_agent.host import slot, udev
 from update_agent.host.device import Device
 from update_agent.host.partition import open_partition
+from update_agent.host.wire import GoneError
 from update_agent.writer.host import Host
 from update_agent.writer.memory import Memory
 
@@ -49,6 +51,7 @@ class HostSlots:
         self.host = host
         self.memory = memory
         self._changing = threading.Lock()
+        self._arming = threading.Lock()
 
     # Looking -------------------------------------------------------------------------------------
 
@@ -141,9 +144,12 @@ class HostSlots:
             self.memory.forget()
             yield pair, device
 
-    def arm(self) -> State:
-        """Let the other slot boot next, on trial, if it is verified. Raises HostError."""
-        with self.changing():
+    def arm(self, left: Callable[[], bool]) -> State:
+        """Let the other slot boot next, on trial, if it is verified. Raises HostError.
+
+        To verify it takes seconds: ``left`` is asked after that whether nobody waits any more.
+        """
+        with self.changing(), self._arming:
             pair = self.pair()
             verified = self.memory.verified()
             if verified is None or verified.slot is not pair.other.name:
@@ -156,12 +162,13 @@ class HostSlots:
                 self.open(pair.other) as device,
             ):
                 _want_still(verified, device)
-                self._change(lambda it: flags.arm(it.slots, verified.slot))
+                self._change(lambda it: _armed(it.slots, verified.slot, left))
         return self.state()
 
     def disarm(self) -> State:
-        """Let the booted slot boot next. Raises HostError."""
-        self._change(lambda it: flags.rollback(it.slots, it.booted.name))
+        """Let the booted slot boot next, whatever was being armed. Raises HostError."""
+        with self._arming:
+            self._change(lambda it: flags.rollback(it.slots, it.booted.name))
         return self.state()
 
     def confirm(self) -> State:
@@ -196,6 +203,13 @@ def _image_on(device: Device) -> _Image:
     except (ImageError, OSError):
         return _Image(unfinished=False)
     return _Image(unfinished=False, root_hash=root_hash, size=size)
+
+
+def _armed(slots: Slots, name: SlotName, left: Callable[[], bool]) -> Slots:
+    """Return the slots armed; whoever left may have told his user that nothing will reboot."""
+    if left():
+        raise GoneError(f"the caller left before slot {name} was armed", hint="arm it again")
+    return flags.arm(slots, name)
 
 
 def _want_still(verified: Verified, device: Device) -> None:
