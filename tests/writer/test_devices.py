@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.disks import healthy, loop, tool
-from tests.hosts import A_AT, B_AT, LAYOUT, SECTORS, SLOT_SIZE, World
+from tests.hosts import A_AT, B_AT, LAYOUT, SECTORS, SLOT_SIZE, V1, World
+from update_agent.agent.slots import WriterSlots
+from update_agent.core.settings import Settings
+from update_agent.core.slot import BootFlags, SlotName
 from update_agent.core.wire import UnverifiedError
 from update_agent.errors import HostError
+from update_agent.host.disk import change_slots, open_disk
 from update_agent.host.writer import Writer
 
 
@@ -86,6 +90,36 @@ def test_a_partition_that_the_kernel_knows_at_another_place_is_not_opened(world:
         with pytest.raises(HostError, match=rf"^{node} is bytes {B_AT + 4096} to .* of its disk, "):
             world.install()
         assert world.disk.read_bytes() == before
+
+
+def test_a_change_is_no_failure_when_only_the_other_slot_cannot_be_looked_at(
+    world: World,
+) -> None:
+    with attached(world) as node, world.serving():
+        with open_disk(world.host.disk, writable=True) as disk:
+            on_trial = BootFlags(priority=1, tries=2)
+            change_slots(disk, lambda it: it.with_flags({SlotName.A: on_trial}))
+        tool("delpart", world.host.disk, "3")
+        tool("addpart", world.host.disk, "3", str(B_AT // 512 + 8), str(SLOT_SIZE // 512))
+        with Writer(world.address) as writer:
+            state = writer.confirm()
+
+    assert (state.booted.state, state.booted.unknown) == ("successful", None)
+    assert (state.other.root_hash, state.other.size) == (None, None)
+    assert state.other.unknown is not None
+    assert state.other.unknown.startswith(f"{node} is bytes {B_AT + 4096} to ")
+
+
+def test_a_booted_slot_that_cannot_be_looked_at_is_not_taken_for_another_release(
+    world: World, tmp_path: Path
+) -> None:
+    slots = WriterSlots(Settings(), lambda: world.now, tmp_path, world.address)
+    with attached(world), world.serving():
+        assert slots.boot().root_hash == world.fleet.release(V1).root_hash
+        tool("delpart", world.host.disk, "2")
+        tool("addpart", world.host.disk, "2", str(A_AT // 512 - 8), str(SLOT_SIZE // 512))
+        with pytest.raises(HostError, match=r"^what slot A holds is not known: .* of its disk, "):
+            slots.boot()
 
 
 @pytest.mark.case(41)

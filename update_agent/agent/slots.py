@@ -57,6 +57,8 @@ class WriterSlots:
         with Writer(self._path) as slots:
             state = slots.state()
         booted = state.booted
+        if booted.unknown:  # to run from another release than one knows of has consequences
+            raise HostError(f"what slot {booted.slot} holds is not known: {booted.unknown}")
         return Boot(
             boot_id=identity.boot_id(),
             root_hash=booted.root_hash or "",

@@ -167,7 +167,8 @@ class SlotState:
 
     slot: SlotName
     partition: _Number
-    size: _Number
+    size: _Number | None
+    """None where its partition cannot be opened."""
     booted: bool
     priority: Annotated[int, Meta(ge=0, le=15)]
     tries: Annotated[int, Meta(ge=0, le=15)]
@@ -179,6 +180,8 @@ class SlotState:
     root_hash: Sha256 | None = None
     """Of the image that it holds; None where that is none."""
     image_size: Size | None = None
+    unknown: _Sentence | None = None
+    """Why nobody can tell what it holds; its flags stand in the table, and are as said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

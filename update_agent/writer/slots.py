@@ -11,6 +11,7 @@ confirmed is the booted one; which is which was found when the writer started. T
   for an arm under way, and has the last word; who arms and leaves is not armed for.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ from update_agent.host.partition import open_partition
 from update_agent.host.wire import GoneError
 from update_agent.writer.host import Host
 from update_agent.writer.memory import Memory
+
+_LONGEST = 2000
+"""Characters of why nobody can tell what a slot holds."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +63,10 @@ class HostSlots:
 
     def state(self) -> State:
         """Return how the slots stand. Raises HostError."""
-        slots = self._slots()
+        return self._described(self._slots())
+
+    def _described(self, slots: Slots) -> State:
+        """Return how ``slots`` stand; a change that was made is not undone by who cannot look."""
         chosen = flags.choose(slots)
         return State(
             a=self._slot_state(slots.a),
@@ -86,21 +95,29 @@ class HostSlots:
         )
 
     def _slot_state(self, it: Slot) -> SlotState:
-        with self.open(it) as device:
-            image = _image_on(device)
-            return SlotState(
-                slot=it.name,
-                partition=it.number,
-                size=device.size,
-                booted=it.number == self.host.booted,
-                priority=it.flags.priority,
-                tries=it.flags.tries,
-                successful=it.flags.successful,
-                state=it.state,
-                unfinished=image.unfinished,
-                root_hash=image.root_hash,
-                image_size=image.size,
-            )
+        image = self._image(it)
+        return SlotState(
+            slot=it.name,
+            partition=it.number,
+            size=image.room,
+            booted=it.number == self.host.booted,
+            priority=it.flags.priority,
+            tries=it.flags.tries,
+            successful=it.flags.successful,
+            state=it.state,
+            unfinished=image.unfinished,
+            root_hash=image.root_hash,
+            image_size=image.size,
+            unknown=image.unknown,
+        )
+
+    def _image(self, it: Slot) -> "_Image":
+        try:
+            with self.open(it) as device:
+                return _image_on(device)
+        except HostError as error:
+            logger.warning("what slot %s holds is not known: %s", it.name, error)
+            return _Image(unknown=str(error)[:_LONGEST])
 
     @contextmanager
     def open(self, it: Slot, *, writable: bool = False) -> Iterator[Device]:
@@ -162,47 +179,47 @@ class HostSlots:
                 self.open(pair.other) as device,
             ):
                 _want_still(verified, device)
-                self._change(lambda it: _armed(it.slots, verified.slot, left))
-        return self.state()
+                changed = self._change(lambda it: _armed(it.slots, verified.slot, left))
+        return self._described(changed)
 
     def disarm(self) -> State:
         """Let the booted slot boot next, whatever was being armed. Raises HostError."""
         with self._arming:
-            self._change(lambda it: flags.rollback(it.slots, it.booted.name))
-        return self.state()
+            changed = self._change(lambda it: flags.rollback(it.slots, it.booted.name))
+        return self._described(changed)
 
     def confirm(self) -> State:
         """Let the booted slot boot without a try. Raises HostError."""
-        self._change(lambda it: flags.confirm(it.slots, it.booted.name))
-        return self.state()
+        return self._described(self._change(lambda it: flags.confirm(it.slots, it.booted.name)))
 
     def rollback(self) -> State:
         """Let the other slot boot next, if it was confirmed once. Raises HostError."""
-        self._change(lambda it: flags.rollback(it.slots, it.other.name))
-        return self.state()
+        return self._described(self._change(lambda it: flags.rollback(it.slots, it.other.name)))
 
-    def _change(self, edit: Callable[[Pair], Slots]) -> None:
+    def _change(self, edit: Callable[[Pair], Slots]) -> Slots:
         with disks.open_disk(self.host.disk, writable=True) as disk:
-            disks.change_slots(disk, lambda slots: edit(self._pair(slots)))
+            return disks.change_slots(disk, lambda slots: edit(self._pair(slots)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Image:
-    """What stands in a slot."""
+    """What stands in a slot, and how many bytes there is room for."""
 
-    unfinished: bool
+    room: int | None = None
+    unfinished: bool = False
     root_hash: str | None = None
     size: int | None = None
+    unknown: str | None = None
 
 
 def _image_on(device: Device) -> _Image:
     try:
         if slot.unfinished(device):
-            return _Image(unfinished=True)
+            return _Image(room=device.size, unfinished=True)
         size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
     except (ImageError, OSError):
-        return _Image(unfinished=False)
-    return _Image(unfinished=False, root_hash=root_hash, size=size)
+        return _Image(room=device.size)
+    return _Image(room=device.size, root_hash=root_hash, size=size)
 
 
 def _armed(slots: Slots, name: SlotName, left: Callable[[], bool]) -> Slots:
