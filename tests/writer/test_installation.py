@@ -31,11 +31,11 @@ from tests.hosts import (
 )
 from tests.images import BLOCK, MARKER, flip_bit, noise
 from update_agent.core.payload import Operation
-from update_agent.core.release import IdentityError
+from update_agent.core.release import IdentityError, PayloadReference
 from update_agent.core.slot import RETIRED, SlotStateError
 from update_agent.core.trust import Evidence, ExpiredError, Proven, RollbackError, UntrustedError
 from update_agent.core.version import Version
-from update_agent.core.wire import Arm, BusyError, RefusedError, UnverifiedError
+from update_agent.core.wire import Arm, BusyError, RefusedError, State, UnverifiedError
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import files, slot
 from update_agent.host.device import Device, Section, open_device
@@ -55,6 +55,11 @@ def released(world: World) -> bytes:
 def arm(world: World) -> None:
     with Writer(world.address) as writer:
         writer.arm()
+
+
+def roll_back(world: World) -> State:
+    with Writer(world.address) as writer:
+        return writer.rollback()
 
 
 # What goes well ----------------------------------------------------------------------------------
@@ -364,7 +369,7 @@ def test_who_comes_second_is_told_that_the_writer_is_busy(world: World) -> None:
     with world.serving():
         first.start()
         assert waiting.wait(ENOUGH)
-        for ask in (world.install, lambda: arm(world)):
+        for ask in (world.install, lambda: arm(world), lambda: roll_back(world)):
             with pytest.raises(BusyError, match=r"^the writer is at another installation") as busy:
                 ask()
             assert busy.value.hint == "wait until it is done, or cancel it"
@@ -559,6 +564,54 @@ def test_a_root_that_follows_nothing_is_refused(world: World) -> None:
     again = replace(whole, roots=[world.fleet.root.read_bytes()])
 
     want_refused(world, UntrustedError, "^root 1 is offered, wanted root 2$", again)
+
+
+def with_a_fallback(world: World) -> None:
+    """Let slot B hold another release that was confirmed once."""
+    world.put(B_AT, world.fleet.releases.v2.content[:-BLOCK] + noise(BLOCK, "older"))
+    world.put_flags(flags(2, 0, ok=True), flags(1, 0, ok=True))
+
+
+def with_index(world: World, data: bytes | None) -> Gifts:
+    """Return payloads whose indexes are ``data``, or cannot be fetched."""
+
+    def index(payload: PayloadReference) -> bytes:
+        if data is None:
+            raise HostError(f"the server has no index {payload.index_sha256}: it answers 404")
+        return data
+
+    gifts = world.fleet.payloads()
+    gifts.index = index  # type: ignore[method-assign]
+    return gifts
+
+
+@pytest.mark.parametrize("how", ["missing", "another's"])
+def test_a_payload_that_is_not_there_yet_does_not_cost_the_fallback(how: str, world: World) -> None:
+    """Signed and published is the release; its payload is on its way to the server."""
+    with_a_fallback(world)
+    gifts = with_index(world, None if how == "missing" else world.fleet.root.read_bytes())
+    before = world.disk.read_bytes()
+    with world.serving() as server:
+        with pytest.raises((HostError, UntrustedError)):
+            world.install(gifts)
+        wait_until(lambda: not server.callers)
+        assert world.disk.read_bytes() == before
+        assert roll_back(world).next == "B"
+
+
+def test_what_is_armed_stays_armed_until_there_is_something_to_write(world: World) -> None:
+    gifts = with_index(world, None)
+    with world.serving() as server:
+        world.install()
+        arm(world)
+        with pytest.raises(HostError, match="404"):
+            world.install(gifts, attempt="attempt-2")
+        wait_until(lambda: not server.callers)
+        state = world.look()
+
+    assert state.next == "B"
+    assert state.verified is not None
+    assert state.verified.attempt == "attempt-1"
 
 
 @pytest.mark.case(14)
@@ -819,7 +872,7 @@ def test_every_line_about_an_attempt_names_it(
     assert said == [
         "[good-1] install os 1.1.0",
         "[good-1] 1.1.0 is proven by root 1 and releases 3",
-        "[good-1] slot B is retired and will be written",
+        "[good-1] slot B is retired",
         "[good-1] slot B holds 1.1.0, verified",
         "arm: slot B boots next, on trial with 3 tries left: its priority 2 is above 1",
         "[bad-1] install os 1.1.0",

@@ -104,18 +104,19 @@ class Installation:
         with (
             slots.changing(),
             governed(slots.host.disk, self._terms.limits(), self._terms.cgroups) as governor,
-            slots.given_up_other(proven.release.image_size) as (pair, device),
+            slots.opened_other(proven.release.image_size) as (pair, device),
             slots.open(pair.booted) as booted,
         ):
-            self._log.info("slot %s is retired and will be written", pair.other.name)
+            given_up = _GivenUp(slots, pair, self._log)
             done, reference = self._write(
                 _Task(
                     release=proven.release,
-                    target=governor.paced(device),
+                    target=_Announced(governor.paced(device), given_up.want),
                     booted=governor.paced(booted),
                     governor=governor,
                 )
             )
+            given_up.want()  # though nothing had to be written: it is armed by who may arm it
             verified = self._verified(proven.release, pair)
             slots.memory.remember(verified)
         self._log.info("slot %s holds %s, verified", verified.slot, verified.version)
@@ -223,6 +224,46 @@ class _Task:
     target: Device
     booted: Device
     governor: Governor
+
+
+class _GivenUp:
+    """The other slot, once it is retired and forgotten of: before its first byte is written.
+
+    Until then what it holds is what the host can go back to, and a payload that cannot be had, or
+    is none, does not cost it.
+    """
+
+    def __init__(self, slots: HostSlots, pair: Pair, log: "_Attempt") -> None:
+        self._slots = slots
+        self._name = pair.other.name
+        self._log = log
+        self._done = False
+
+    def want(self) -> None:
+        """Return when it is so, durably. Raises HostError."""
+        if self._done:
+            return
+        self._slots.give_up_other()
+        self._log.info("slot %s is retired", self._name)
+        self._done = True
+
+
+class _Announced(Section):
+    """A device that calls ``before`` each write: the first one is SlotWriter's, of the marker."""
+
+    def __init__(self, device: Device, before: Callable[[], None]) -> None:
+        self._inner = device
+        self._before = before
+        super().__init__(device, 0, device.size)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """See ``Device``."""
+        return self._inner.read_into(buffer, offset)
+
+    def write(self, buffer: memoryview, offset: int) -> None:
+        """See ``Device``."""
+        self._before()
+        self._inner.write(buffer, offset)
 
 
 def _payloads(release: Release, booted: Device) -> Iterator[PayloadReference]:

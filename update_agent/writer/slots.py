@@ -4,7 +4,8 @@ No caller names a slot. What is written, armed and rolled back to is the other s
 confirmed is the booted one; which is which was found when the writer started. The rules kept here:
 
 * The other slot is retired on the disk before the record of what it holds is removed, and that
-  before its first byte is overwritten. So whatever boots is whole, and was verified.
+  before its first byte is overwritten. So whatever boots is whole, and was verified. And no sooner:
+  until there is something to write it is the host's way back.
 * A slot is armed only when the record says it was verified, and it still is what the record says:
   header, verity tree and kernel are read again. The rest of it dm-verity reads when it is used.
 * Changes come one after the other; who comes while another is at it is told so. Who disarms waits
@@ -141,13 +142,14 @@ class HostSlots:
             self._changing.release()
 
     @contextmanager
-    def given_up_other(self, image_size: int) -> Iterator[tuple[Pair, Device]]:
-        """Yield the slots and the other one to write to, retired and forgotten of, in nobody's use.
+    def opened_other(self, image_size: int) -> Iterator[tuple[Pair, Device]]:
+        """Yield the slots and the other one to write to, in nobody's use.
 
-        Raises HostError, with nothing changed when it is in use or too small, or when the booted
-        one was not confirmed.
+        Nothing is changed: ``give_up_other`` must come before the first byte. Raises HostError when
+        it is in use or too small, or when the booted one was not confirmed.
         """
         pair = self.pair()
+        flags.retire(pair.slots, pair.other.name)  # refused now, not when all was fetched
         with (
             udev.unused(self.host.disk, pair.other.number),
             self.open(pair.other, writable=True) as device,
@@ -157,9 +159,12 @@ class HostSlots:
                     f"the image has {image_size} bytes, slot {pair.other.name} only {device.size}",
                     hint="the slot is too small for this release",
                 )
-            self._change(lambda it: flags.retire(it.slots, it.other.name))
-            self.memory.forget()
             yield pair, device
+
+    def give_up_other(self) -> None:
+        """Retire the other slot, then forget what it held; durable on return. Raises HostError."""
+        self._change(lambda it: flags.retire(it.slots, it.other.name))
+        self.memory.forget()
 
     def arm(self, left: Callable[[], bool]) -> State:
         """Let the other slot boot next, on trial, if it is verified. Raises HostError.
@@ -193,8 +198,10 @@ class HostSlots:
         return self._described(self._change(lambda it: flags.confirm(it.slots, it.booted.name)))
 
     def rollback(self) -> State:
-        """Let the other slot boot next, if it was confirmed once. Raises HostError."""
-        return self._described(self._change(lambda it: flags.rollback(it.slots, it.other.name)))
+        """Let the other slot boot next, if it was confirmed once. Raises BusyError, HostError."""
+        with self.changing():  # an installation is about to give that slot up
+            changed = self._change(lambda it: flags.rollback(it.slots, it.other.name))
+        return self._described(changed)
 
     def _change(self, edit: Callable[[Pair], Slots]) -> Slots:
         with disks.open_disk(self.host.disk, writable=True) as disk:
