@@ -5,17 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hosts import V1, Fleet, World, fleet, releases, world
-from tests.web import Web
+from tests.hosts import V1, Fleet, Watching, World, fleet, releases, world
+from tests.web import Altered, Web
 from update_agent.agent.ports import Installed, Progress
-from update_agent.agent.slots import WriterSlots, _untried, _Watcher
+from update_agent.agent.slots import WriterSlots, _Payloads, _untried, _Watcher
 from update_agent.core import slot, wire
 from update_agent.core.record import Attempt
 from update_agent.core.settings import Settings, Update
 from update_agent.core.slot import BootFlags, Slot, SlotName, Slots
 from update_agent.errors import HostError
-from update_agent.host.http import Limits, Network
+from update_agent.host.http import Limits, Network, StatusError
 from update_agent.host.offer import Offer
+from update_agent.host.writer import Writer
 
 __all__ = ["fleet", "releases", "world"]
 
@@ -119,6 +120,79 @@ def test_an_installation_takes_what_servers_send(world: World, web: Web) -> None
     assert installed(world, web).fetched > 0
 
 
+def of_the_delta(world: World, end: str) -> str:
+    """Return the path of the delta's index or blob."""
+    release = world.fleet.release()
+    delta = next(it for it in release.payloads if it.source)
+    return "/" + (release.index_path(delta) if end == "index" else release.blob_path(delta))
+
+
+def garbled(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+@pytest.mark.parametrize("how", ["no-index", "wrong-index", "longer-index", "wrong-blob"])
+def test_a_delta_that_servers_do_not_have_gives_way_to_the_full_payload(
+    how: str, world: World, web: Web
+) -> None:
+    path = of_the_delta(world, how.partition("-")[2])
+    data = web.files.pop(path)
+    if how != "no-index":
+        web.files[path] = data + b"x" if how == "longer-index" else garbled(data)
+
+    assert installed(world, web).fetched > 0
+    assert world.slot_b().startswith(world.fleet.releases.v2.content)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "cut"])
+def test_a_deltas_blob_that_servers_do_not_have_gives_way_to_the_full_payload(
+    *, there: bool, world: World, web: Web
+) -> None:
+    path = of_the_delta(world, "blob")
+    data = web.files.pop(path)
+    if there:
+        web.files[path] = data[:1000]
+    release = world.fleet.release()
+    payloads = _Payloads(release, Settings(update=Update(repository=(web.url(""),))))
+    payloads.network = Network(Limits(pause=0.0))
+    with world.serving(), Writer(world.address) as writer:
+        done = writer.install(
+            release, world.fleet.evidence(), payloads, attempt="a", watcher=Watching()
+        )
+
+    assert done.payload == release.full.index_sha256
+    assert world.slot_b().startswith(world.fleet.releases.v2.content)
+
+
+def test_a_server_in_trouble_is_no_reason_to_fetch_the_full_payload(world: World, web: Web) -> None:
+    """What does not answer now may answer soon; the delta is a fraction of the other."""
+    release = world.fleet.release()
+    web.always = Altered(status=503)
+    payloads = _Payloads(release, Settings(update=Update(repository=(web.url(""),))))
+    with world.serving(), pytest.raises(StatusError, match="answers 503"):
+        Writer(world.address).install(
+            release, world.fleet.evidence(), payloads, attempt="a", watcher=Watching()
+        )
+
+    assert {it.path for it in web.requests} == {of_the_delta(world, "index")}
+
+
+def test_one_server_that_lacks_the_delta_hides_no_other_one_that_has_it(
+    world: World, web: Web
+) -> None:
+    release = world.fleet.release()
+    with Web({}) as empty:
+        urls = (empty.url(""), web.url(""))
+        payloads = _Payloads(release, Settings(update=Update(repository=urls)))
+        payloads.network = Network(Limits(pause=0.0))
+        with world.serving(), Writer(world.address) as writer:
+            done = writer.install(
+                release, world.fleet.evidence(), payloads, attempt="a", watcher=Watching()
+            )
+
+    assert done.payload == next(it for it in release.payloads if it.source).index_sha256
+
+
 @pytest.mark.case(34)
 @pytest.mark.parametrize(
     "end", ["timestamp.json", "snapshot.json", ".release.json", ".index", ".blob"]
@@ -127,8 +201,7 @@ def test_what_was_garbled_on_its_way_is_no_fault_of_the_release(
     end: str, world: World, web: Web
 ) -> None:
     for path in named(web, end):
-        data = web.files[path]
-        web.files[path] = bytes([data[0] ^ 1]) + data[1:]
+        web.files[path] = garbled(web.files[path])
 
     with pytest.raises(HostError):  # and not ReleaseError, for which a host avoids a release
         installed(world, web)

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -22,6 +22,7 @@ from update_agent.core.wire import (
     Installed,
     Lengths,
     Message,
+    Missing,
     Piece,
     Planned,
     Progress,
@@ -49,8 +50,10 @@ SAID: list[Message] = [
     Install(product="os", version=Version("1.1.0-rc.1"), channel="stable", roots=3, attempt="a-1"),
     Piece(name="targets"),
     Stored(offset=2**40, length=2**20),
+    Missing(why="no server has it"),
     State(a=SLOT, b=SLOT, next=SlotName.A, why="because", verified=VERIFIED),
     State(a=SLOT, b=SLOT, next=None, why="because"),
+    State(a=SLOT, b=replace(SLOT, size=None, unknown="no node"), next=None, why="because"),
     WantIndex(sha256=HASH),
     Planned(fetch=1, write=2, copy=3, keep=4, saved=5),
     Want(ranges=((0, 1), (2, 3)), more=True),
@@ -88,6 +91,7 @@ def test_no_message_to_the_writer_names_a_slot_or_a_place_on_the_disk() -> None:
         "product", "version", "channel", "roots", "attempt",  # install
         "name",  # of a piece of evidence
         "offset", "length",  # in the blob
+        "why",  # a payload is missing
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from update_agent.core.wire import (
     GiveIndex,
     Install,
     Message,
+    Missing,
     Piece,
     Rollback,
     State,
@@ -102,6 +103,10 @@ class Script:
             for offset, length in ranges
         ]
         frames = [*self.begin, _frame(GiveIndex(), self.index), *stored]
+        if random.random() < 0.1:
+            frames[random.randrange(len(self.begin), len(frames)) :] = [
+                _frame(Missing(why="fuzz")), _frame(GiveIndex(), self.full_index),
+            ]  # fmt: skip
         return frames + random.choices(self.requests, k=random.randrange(3))
 
 

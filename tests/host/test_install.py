@@ -288,6 +288,30 @@ def test_a_rotten_source_makes_a_delta_give_way_to_the_full_payload(
     assert blob_of(delta).tries == 1
 
 
+@pytest.mark.parametrize("wrong", ["blob", "image"])
+def test_a_delta_that_is_broken_gives_way_to_the_full_payload(
+    wrong: str, releases: Releases, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    delta, full = source_of(releases.delta), source_of(releases.v2.full)
+    if wrong == "blob":
+        delta = replace(delta, blob=MemoryBlob(bytes(len(blob_of(delta).data))))
+    else:
+        lying = Index.of(
+            delta.index, image_size=delta.index.image_size, blob_size=delta.index.blob_size,
+            root_hash=b"x" * 32, source_root_hash=delta.index.source_root_hash,
+        )  # fmt: skip
+        delta = replace(delta, index=lying)
+    with (
+        open_device(releases.v1.image) as booted,
+        medium(path, size=len(releases.v2.content)) as device,
+    ):
+        report = install(device, delta, full, booted=booted)
+
+    assert path.read_bytes() == releases.v2.content
+    assert report.payload == full.name
+    assert f"the payload {delta.name} cannot be used: " in caplog.text
+
+
 def test_a_rotten_source_without_a_full_payload_is_an_error(
     releases: Releases, path: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,7 +36,14 @@ from update_agent.core.release import IdentityError, PayloadReference
 from update_agent.core.slot import RETIRED, SlotStateError
 from update_agent.core.trust import Evidence, ExpiredError, Proven, RollbackError, UntrustedError
 from update_agent.core.version import Version
-from update_agent.core.wire import Arm, BusyError, RefusedError, State, UnverifiedError
+from update_agent.core.wire import (
+    Arm,
+    BusyError,
+    MissingError,
+    RefusedError,
+    State,
+    UnverifiedError,
+)
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import files, slot
 from update_agent.host.device import Device, Section, open_device
@@ -114,6 +122,98 @@ def test_a_booted_slot_that_rots_makes_the_delta_give_way_to_the_full_payload(
     assert [it.source is None for it in gifts.indexes] == [False, True]
     assert gifts.indexes[0] == delta
     assert world.slot_b().startswith(released(world))
+
+
+class Poor(Gifts):
+    """Gives the full payload well, and the delta in one of the ways in which it may fail."""
+
+    how = ""
+
+    def index(self, payload: PayloadReference) -> bytes:
+        data = super().index(payload)
+        if payload.source and self.how == "no-index":
+            raise MissingError("the server answers 404")
+        return data
+
+    def blob(self, payload: PayloadReference) -> Gifts:
+        super().blob(payload)
+        if payload.source and self.how == "another-blob":
+            self.data = bytes(len(self.data))
+        return self
+
+    def give(self, span: object, deliver: object) -> None:
+        if self.indexes[-1].source and len(self.given) == {"no-blob": 0, "half": 1}.get(self.how):
+            raise MissingError("the server answers 416")
+        super().give(span, deliver)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["no-index", "no-blob", "half", "another-blob"])
+def test_a_delta_that_cannot_be_had_gives_way_to_the_full_payload(
+    how: str, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = world.fleet.payloads()
+    gifts = Poor(whole.www, whole.release, whole.spoil)
+    gifts.how = how
+    with world.serving():
+        done = world.install(gifts)
+        arm(world)
+
+    assert [it.source is None for it in gifts.indexes] == [False, True]
+    assert done.payload == gifts.indexes[-1].index_sha256
+    assert "[attempt-1] the delta payload cannot be used: " in caplog.text
+    assert world.slot_b().startswith(released(world))
+
+
+class Mistaken(Gifts):
+    """Has, for a delta, the index that was signed by mistake, and no blob for it."""
+
+    signed = b""
+
+    def index(self, payload: PayloadReference) -> bytes:
+        return self.signed if payload.source else super().index(payload)
+
+    def blob(self, payload: PayloadReference) -> Gifts:
+        return self if payload.source else super().blob(payload)
+
+
+@pytest.mark.parametrize("what", ["noise", "another-image"])
+def test_a_delta_whose_signed_index_is_none_gives_way_to_the_full_payload(
+    what: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made the release signed what cannot be read, or is another release's."""
+    release, old = world.fleet.release(), world.fleet.release(V1)
+    whole = world.fleet.payloads()
+    bad = noise(300, "index")
+    if what == "another-image":
+        bad = (whole.www / old.index_path(old.full)).read_bytes()
+    delta = next(it for it in release.payloads if it.source)
+    delta = replace(delta, index_size=len(bad), index_sha256=sha256(bad).hexdigest())
+    release = replace(release, payloads=(delta, release.full))
+    proven = Proven(release=release, channel=None, root_version=1, releases_version=1)
+    monkeypatch.setattr(Memory, "proven", lambda *_, **__: proven)
+    gifts = Mistaken(whole.www, release, whole.spoil)
+    gifts.signed = bad
+    with world.serving(), Writer(world.address) as writer:
+        done = writer.install(
+            release, world.fleet.evidence(), gifts, attempt="a", watcher=Watching()
+        )
+
+    assert done.payload == release.full.index_sha256
+    assert world.slot_b().startswith(released(world))
+
+
+def test_a_release_without_any_payload_on_the_servers_ends_the_attempt(world: World) -> None:
+    def index(payload: PayloadReference) -> bytes:
+        raise MissingError(f"{payload.index_size} bytes are not there")
+
+    gifts = world.fleet.payloads()
+    gifts.index = index  # type: ignore[method-assign]
+    full = world.fleet.release().full.index_size
+    with (
+        world.serving(),
+        pytest.raises(HostError, match=rf"^the payload cannot be had: {full} bytes are not there$"),
+    ):
+        world.install(gifts)
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -26,6 +26,7 @@ from update_agent.core.wire import (
     GiveIndex,
     Install,
     Message,
+    Missing,
     Piece,
     Planned,
     State,
@@ -210,7 +211,7 @@ def test_an_index_before_the_evidence_is_refused(unharmed: World) -> None:
 def test_another_request_in_the_middle_is_refused(unharmed: World) -> None:
     liar = Liar(unharmed)
     liar.connection.send(Arm())
-    liar.want_refused("a message is of the kind 'arm', wanted evidence, index, stored")
+    liar.want_refused("a message is of the kind 'arm', wanted evidence, index, stored, missing")
 
 
 def want_unarmed(world: World) -> None:
@@ -271,6 +272,33 @@ def test_stored_bytes_that_were_not_asked_for_are_refused(lie: str, world: World
         with suppress(GoneError):
             liar.connection.send(message, data)
         liar.want_refused(match)
+        want_unarmed(world)
+
+
+def test_who_lacks_a_payload_says_so_without_data(world: World) -> None:
+    with world.serving():
+        liar = Liar(world)
+        liar.until_wanted()
+        with suppress(GoneError):
+            liar.connection.send(Missing(why="404"), b"x")
+        liar.want_refused("Missing comes with 1 bytes, wanted at most 0")
+        want_unarmed(world)
+
+
+def test_who_lacks_every_payload_is_told_that_none_is_left(world: World) -> None:
+    with world.serving():
+        liar = Liar(world)
+        liar.prove()
+        wanted = []
+        for _ in world.fleet.release().payloads:
+            asked = liar.hear()
+            assert isinstance(asked, WantIndex)
+            wanted.append(asked.sha256)
+            liar.connection.send(Missing(why="404"))
+        liar.want_refused("the payload cannot be had: 404", kind="MissingError")
+
+        full = world.fleet.release().full.index_sha256
+        assert (len(set(wanted)), wanted[-1]) == (2, full)
         want_unarmed(world)
 
 

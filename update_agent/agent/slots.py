@@ -9,7 +9,7 @@ been garbled on their way: they are asked for another time, and no release is av
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,10 +24,11 @@ from update_agent.core.release import PayloadReference, Release
 from update_agent.core.settings import Settings
 from update_agent.core.slot import TRIES
 from update_agent.core.trust import Evidence
+from update_agent.core.wire import MissingError, Range
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import identity, writer
-from update_agent.host.download import Download
-from update_agent.host.http import Network, WrongBytesError, get
+from update_agent.host.download import Download, NoMirrorError
+from update_agent.host.http import Network, WrongBytesError, get, lacking
 from update_agent.host.offer import Offer
 from update_agent.host.writer import Writer
 
@@ -171,8 +172,11 @@ class _Payloads:
         self.network: Network = network_of(settings, whole=True)
 
     def index(self, payload: PayloadReference) -> bytes:
-        """Return the index, from the first server that gives the right one. Raises HostError."""
-        errors: list[Exception] = []
+        """Return the index, from the first server that gives the right one.
+
+        Raises MissingError, HostError.
+        """
+        errors: list[HostError] = []
         for url in self._urls:
             whole = f"{url}/{self._release.index_path(payload)}"
             try:
@@ -184,12 +188,41 @@ class _Payloads:
                 errors.append(WrongBytesError(f"{whole}: {error}"))
             else:
                 return data
-        raise errors[0]
+        raise _missing(errors) or errors[0]
 
     def blob(self, payload: PayloadReference) -> writer.Ranges:
         """Return the blob."""
         urls = [f"{url}/{self._release.blob_path(payload)}" for url in self._urls]
-        return Download(self.network, urls, blob_size=payload.blob_size)
+        return _Blob(Download(self.network, urls, blob_size=payload.blob_size))
+
+
+class _Blob:
+    """A blob, as ``writer.Ranges``."""
+
+    def __init__(self, download: Download) -> None:
+        self._download = download
+
+    def fetch(self, spans: Sequence[Range], deliver: Callable[[Range, bytearray], None]) -> None:
+        """Call ``deliver`` for each range. Raises MissingError, HostError."""
+        try:
+            self._download.fetch(spans, deliver)
+        except NoMirrorError as error:
+            if missing := _missing(error.errors):
+                raise missing from error
+            raise
+
+    def distrust(self, spans: Sequence[Range]) -> None:
+        """See ``Download``."""
+        self._download.distrust(spans)
+
+
+def _missing(errors: Sequence[HostError]) -> MissingError | None:
+    """Return that a payload is missing, if one server says so and no other one gave it.
+
+    Those that cannot be reached may have it; to wait for them is worth no delta.
+    """
+    said = [str(it) for it in errors if lacking(it)]
+    return MissingError("; ".join(said)) if said else None
 
 
 class _Watcher:

@@ -20,6 +20,9 @@ asked for.
     stored ...
                                                  progress ..., installed
 
+In place of an index or of ranges the caller may say ``missing``: no server has that payload. A
+delta payload gives way to the full one then, for which the writer wants the index next.
+
 The rule kept here: a frame has no length that its reader did not expect. A kind or a field that is
 not known, or that is not for this side to say, ends the conversation.
 """
@@ -58,7 +61,9 @@ _MAGIC = b"UAW\1"
 HEADER_SIZE = _HEADER.size
 
 AttemptId = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z-]{1,64}\Z")]
-_Sentence = Annotated[str, Meta(max_length=4000)]
+MAX_SENTENCE = 4000
+"""Characters."""
+Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE)]
 _Number = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -72,6 +77,13 @@ class BusyError(HostError):
 
 class UnverifiedError(HostError):
     """The other slot is not one that may be armed."""
+
+
+class MissingError(HostError):
+    """A payload cannot be had: the servers answer, and have it not at all or another one.
+
+    That a server cannot be reached, or breaks off, is no such word.
+    """
 
 
 class RefusedError(ReleaseError):
@@ -123,6 +135,13 @@ class Stored:
 
     offset: Size
     length: Annotated[int, Meta(ge=1, le=MAX_RANGE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """The payload cannot be had, whose index or ranges were asked for: see ``MissingError``."""
+
+    why: Sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +199,7 @@ class SlotState:
     root_hash: Sha256 | None = None
     """Of the image that it holds; None where that is none."""
     image_size: Size | None = None
-    unknown: _Sentence | None = None
+    unknown: Sentence | None = None
     """Why nobody can tell what it holds; its flags stand in the table, and are as said."""
 
 
@@ -192,7 +211,7 @@ class State:
     b: SlotState
     next: SlotName | None
     """Which boots next."""
-    why: _Sentence
+    why: Sentence
     verified: Verified | None = None
     """What stands in the other slot, ready to be armed or armed already."""
 
@@ -292,12 +311,12 @@ class Failed:
     family: Annotated[str, Meta(pattern=r"\A(release|host)\Z")]
     kind: Text
     """The name of the error's class."""
-    message: _Sentence
-    hint: _Sentence | None = None
+    message: Sentence
+    hint: Sentence | None = None
 
 
 Message = (
-    AskState | Install | Piece | GiveIndex | Stored | Arm | Disarm | Confirm | Rollback
+    AskState | Install | Piece | GiveIndex | Stored | Missing | Arm | Disarm | Confirm | Rollback
     | State | WantIndex | Planned | Want | Distrust | Progress | Installed | Failed
 )  # fmt: skip
 
@@ -313,7 +332,7 @@ REQUESTS: Kinds = {
 }
 """What begins a conversation."""
 
-GIFTS: Kinds = {"evidence": Piece, "index": GiveIndex, "stored": Stored}
+GIFTS: Kinds = {"evidence": Piece, "index": GiveIndex, "stored": Stored, "missing": Missing}
 """What the caller of an installation gives."""
 
 ANSWERS: Kinds = {

@@ -54,7 +54,13 @@ _POLL = 0.2
 
 
 class NoMirrorError(HttpError):
-    """Every mirror failed too often."""
+    """Every mirror failed too often, the last time with ``errors``."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, errors: Sequence[HttpError] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.errors = errors
 
 
 class Span(Protocol):
@@ -234,6 +240,7 @@ class _Fetch(Generic[AnySpan]):
         return NoMirrorError(
             "no mirror is left: " + "; ".join(str(mirror.error) for mirror in self._mirrors),
             hint="; ".join([*hints, kept]),
+            errors=[it.error for it in self._mirrors if it.error],
         )
 
     def _connection(self, mirror: Mirror) -> None:

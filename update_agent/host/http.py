@@ -127,6 +127,21 @@ class WrongBytesError(HttpError):
     """What the server sends does not have the promised hash."""
 
 
+_LACKING = (403, 404, 410, 416)
+"""What servers answer that do not have a file, or less of it. 403 say object stores to those who
+may not list what there is."""
+
+
+def lacking(error: Exception) -> bool:
+    """Whether ``error`` is the word of a server that it does not have the file that was wanted.
+
+    It has none, or another one; and that will be so for who asks again at once.
+    """
+    if isinstance(error, StatusError):
+        return error.status in _LACKING
+    return isinstance(error, WrongBytesError | WrongRangeError | TooLongError)
+
+
 class SupersededError(Exception):
     """Nobody needs the rest of a transfer any more: no failure, and so no HttpError."""
 

@@ -6,6 +6,7 @@ flag is flipped and no signature is checked here: whoever calls has done that, o
 told to trust.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Protocol
 
 from update_agent.core import payload, slot_image
-from update_agent.core.payload import Batch, GarbledError, Index, Plan, SourceError, Totals
+from update_agent.core.payload import (
+    Batch,
+    GarbledError,
+    Index,
+    PayloadError,
+    Plan,
+    SourceError,
+    Totals,
+)
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import slot
 from update_agent.host.device import Device
@@ -26,6 +35,9 @@ one more than cores, for one always waits for the disk."""
 
 ROUNDS = 3
 """How often a batch is tried before the payload, or the disk, is given up."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Blob(Protocol):
@@ -129,8 +141,9 @@ def install(
 ) -> Done:
     """Put the first of ``sources`` into ``target`` that can be made from what ``booted`` holds.
 
-    A delta payload gives way to the next source when the booted slot is not, or no longer, what it
-    was made from; what is right by then is kept. Raises ReleaseError, HostError.
+    A payload gives way to the next one when the booted slot is not, or no longer, what it was made
+    from, when its bytes stay wrong, and when it does not make the image it should; what is right by
+    then is kept. Raises ReleaseError, HostError.
     """
     steps = Steps(progress)
     with Workers(min(WORKERS, slot.cores() + 1)) as workers:
@@ -140,9 +153,10 @@ def install(
                 steps.done("look")
                 progress.planned(source, plan.totals())
                 plan, written = _write(target, plan, source.blob, booted, workers, steps)
-            except SourceError:
+            except (PayloadError, slot_image.ImageError) as error:
                 if number + 1 == len(sources):
                     raise
+                logger.warning("the payload %s cannot be used: %s", source.name, error)
             else:
                 totals = plan.totals()
                 return Done(

@@ -29,6 +29,8 @@ from update_agent.core.wire import (
     Install,
     Installed,
     Message,
+    Missing,
+    MissingError,
     Piece,
     Planned,
     Progress,
@@ -71,7 +73,10 @@ class Ranges(Protocol):
     """A payload's blob, out of reach of the writer. ``host/download.py`` is one."""
 
     def fetch(self, spans: Sequence[Range], deliver: Callable[[Range, bytearray], None], /) -> None:
-        """Call ``deliver`` once for each range, in any order and from any thread."""
+        """Call ``deliver`` once for each range, in any order and from any thread.
+
+        Raises MissingError, to let another payload be tried; after that, no more is delivered.
+        """
         ...
 
     def distrust(self, spans: Sequence[Range], /) -> None:
@@ -83,7 +88,7 @@ class Payloads(Protocol):
     """Where the payloads of a release come from."""
 
     def index(self, payload: PayloadReference) -> bytes:
-        """Return the index."""
+        """Return the index. Raises MissingError, to let another payload be tried."""
         ...
 
     def blob(self, payload: PayloadReference) -> Ranges:
@@ -264,7 +269,16 @@ class _Talk(_Sender):
         if reference is None:
             raise WireError(f"the writer wants index {sha256}, which the release does not name")
         self._blob = self._payloads.blob(reference)
-        self.say(GiveIndex(), self._payloads.index(reference))
+        try:
+            index = self._payloads.index(reference)
+        except MissingError as error:
+            self._say_missing(error)
+        else:
+            self.say(GiveIndex(), index)
+
+    def _say_missing(self, error: MissingError) -> None:
+        """Leave it to the writer whether there is another payload to try."""
+        self.say(Missing(why=str(error)[: wire.MAX_SENTENCE // 2]))
 
     def _hear(self) -> Message:
         answer, _ = self._connection.receive(ANSWERS, silence=WORK_SECONDS)
@@ -288,7 +302,10 @@ class _Talk(_Sender):
                     self._note(self._hear())
                 self.say(Stored(offset=it.blob_offset, length=it.blob_length), data)
 
-        self._the_blob().fetch(ranges, deliver)
+        try:
+            self._the_blob().fetch(ranges, deliver)
+        except MissingError as error:
+            self._say_missing(error)
 
     def _the_blob(self) -> Ranges:
         if self._blob is None:

@@ -2,7 +2,8 @@
 
 The writer leads. It asks for an index once the evidence names one, and for ranges of the blob once
 a plan needs them. The delta payload made from what the booted slot holds comes first, the full one
-when that cannot be carried out; what is right by then is kept.
+when that cannot be carried out: the booted slot has rotted, or the payload is missing on the
+servers, or garbled there, or not what it should be. What is right by then is kept.
 """
 
 import logging
@@ -16,7 +17,7 @@ from pathlib import Path
 from tuf.api.metadata import Root, Targets
 
 from update_agent.core import payload, trust, wire
-from update_agent.core.payload import Batch, SourceError, Totals
+from update_agent.core.payload import Batch, PayloadError, Totals
 from update_agent.core.release import PayloadReference, Release
 from update_agent.core.settings import Limits
 from update_agent.core.slot_image import ImageError
@@ -28,6 +29,8 @@ from update_agent.core.wire import (
     Install,
     Installed,
     Message,
+    Missing,
+    MissingError,
     Piece,
     Planned,
     Progress,
@@ -173,7 +176,7 @@ class Installation:
         for reference in deltas:
             try:
                 done = self._write_payload(task, reference)
-            except SourceError as error:
+            except (PayloadError, ImageError, MissingError) as error:
                 self._log.warning("the delta payload cannot be used: %s", error)
             else:
                 return done, reference
@@ -206,11 +209,14 @@ class Installation:
         self._connection.send(WantIndex(sha256=reference.index_sha256))
 
         def admit(message: Message) -> int:
+            if isinstance(message, Missing):
+                return 0
             if not isinstance(message, GiveIndex):
                 raise WireError(f"{message} comes, wanted the index")
             return reference.index_size
 
-        _, data = self._connection.receive(GIFTS, admit, silence=self._terms.gift_seconds)
+        message, data = self._connection.receive(GIFTS, admit, silence=self._terms.gift_seconds)
+        _want_had(message)
         found = bytes(data)
         trust.index(found, reference)
         return found
@@ -299,6 +305,15 @@ class _Attempt(logging.LoggerAdapter[logging.Logger]):
         return f"[{(self.extra or {}).get('attempt')}] {msg}", kwargs
 
 
+def _want_had(message: Message) -> None:
+    """Raise MissingError when the caller says that the payload cannot be had."""
+    if isinstance(message, Missing):
+        raise MissingError(
+            f"the payload cannot be had: {message.why}",
+            hint="the servers have the release, and its payload not, or not wholly",
+        )
+
+
 class _Blob:
     """Stored bytes that the caller gives, as ``install.Blob``."""
 
@@ -323,6 +338,8 @@ class _Blob:
         """Take the next range; what is not wanted is refused unread."""
 
         def admit(message: Message) -> int:
+            if isinstance(message, Missing):
+                return 0
             if not isinstance(message, Stored):
                 raise WireError(f"{message} comes, wanted stored bytes")
             if (message.offset, message.length) not in wanted:
@@ -330,6 +347,7 @@ class _Blob:
             return message.length
 
         message, data = self._connection.receive(GIFTS, admit, silence=self._seconds)
+        _want_had(message)
         if not isinstance(message, Stored) or len(data) != message.length:
             raise WireError(f"{message} comes with {len(data)} bytes")
         return (message.offset, message.length), data
