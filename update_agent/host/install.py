@@ -221,15 +221,19 @@ def _write(
     workers: Workers,
     steps: Steps,
 ) -> tuple[Plan, int]:
-    """Carry ``plan`` out; return it as it was in the end, and the bytes written."""
+    """Carry ``plan`` out; return it as it was in the end, and the bytes written.
+
+    The slot keeps what it holds until the first stored bytes are there: a payload that cannot be
+    had costs nothing.
+    """
     writer = SlotWriter(target, plan, source=booted, workers=workers)
     if plan.nothing_to_write:
         writer.check()
         return plan, 0
-    writer.begin()
     size = plan.totals().write
 
     def deliver(batch: Batch, stored: bytearray) -> None:
+        writer.begin()
         writer.put(batch, stored)
         steps.progress.show("write", min(writer.written, size), size)
 
@@ -259,11 +263,11 @@ def _write(
 def _deliver_all(
     batches: Sequence[Batch], blob: Blob, deliver: Callable[[Batch, bytearray], None]
 ) -> None:
-    """Deliver ``batches``, first those that need no stored bytes."""
+    """Deliver ``batches``, last those that need no stored bytes."""
+    blob.fetch([batch for batch in batches if batch.blob_length], deliver)
     for batch in batches:
         if not batch.blob_length:
             deliver(batch, bytearray())
-    blob.fetch([batch for batch in batches if batch.blob_length], deliver)
 
 
 def _peak_memory() -> int:

@@ -257,6 +257,8 @@ class SlotWriter:
         self._source = source
         self._workers = workers
         self._lock = threading.Lock()
+        self._beginning = threading.Lock()
+        self._begun = False
         self._undone = Undone()
         self._checksums: dict[int, tuple[int, int, range]] = {}  # offset: length, XXH3, chunks
         self._first_block = b""
@@ -269,9 +271,11 @@ class SlotWriter:
             )
 
     def begin(self) -> None:
-        """Make the slot unbootable, durably. Must come before the first ``put``."""
-        with _explained(self._device):
-            self._store_first_block(self._marker)
+        """Make the slot unbootable, durably, once. Must come before the first ``put``."""
+        with self._beginning, _explained(self._device):
+            if not self._begun:
+                self._store_first_block(self._marker)
+            self._begun = True
 
     def put(self, batch: Batch, stored: bytes | bytearray = b"") -> None:
         """Write ``batch``, of which ``stored`` are the stored bytes; wait while much is under way.
