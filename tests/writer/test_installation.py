@@ -50,6 +50,10 @@ from update_agent.host.device import Device, Section, open_device
 from update_agent.host.install import ROUNDS
 from update_agent.host.wire import GoneError
 from update_agent.host.writer import Writer
+from update_agent.publish import releases
+from update_agent.publish.keys import Keyring
+from update_agent.publish.repository import Repository
+from update_agent.publish.verbs import Bars
 from update_agent.writer.memory import Memory
 from update_agent.writer.slots import HostSlots
 
@@ -602,6 +606,31 @@ def test_a_clock_that_is_far_ahead_is_not_remembered(world: World) -> None:
     world.now = now
     with world.serving():
         assert world.install().verified.time < now + timedelta(days=1)
+
+
+@pytest.mark.case(13)
+@pytest.mark.parametrize(("ahead", "believed"), [(20, True), (200, False)])
+def test_a_release_made_by_a_clock_far_ahead_ends_no_later_update(
+    ahead: int,
+    believed: bool,  # noqa: FBT001  a case
+    world: World,
+    tmp_path: Path,
+) -> None:
+    world.fleet = fleet = world.fleet.copy(tmp_path / "fleet")
+    made = world.now + timedelta(days=ahead)
+    releases.add(
+        Repository(fleet.folder / "www", Keyring([fleet.folder / "keys"]), made),
+        fleet.releases.v2.image, product="os", version=(version := Version("1.2.0")),
+        architecture="x86_64", progress=Bars(quiet=True),
+    )  # fmt: skip
+
+    with world.serving():
+        time = world.install(version=version).verified.time
+        fleet.publish("refresh")
+        world.install(version=version, channel="stable", attempt="attempt-2")
+
+    assert (time >= made.replace(microsecond=0)) is believed
+    assert believed or time < world.now + timedelta(days=1)
 
 
 @pytest.mark.case(2)

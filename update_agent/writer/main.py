@@ -6,7 +6,6 @@ import socket
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from update_agent import cli
@@ -89,7 +88,7 @@ def serve(options: Namespace) -> int:
         terms = Terms(
             slots=HostSlots(host, known),
             trusted=lambda: read_root(options.root or Path(config.settings(folders).update.root)),
-            clock=lambda: datetime.now(UTC),
+            clock=identity.clock,
             limits=lambda: config.settings(folders).limits,
         )
         logging.getLogger(__name__).info(

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from tuf.api.metadata import Root, Targets
@@ -26,6 +26,10 @@ from update_agent.host import files
 from update_agent.host.journal import Journal
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = timedelta(days=30)
+"""How far a release may have been made ahead of this host's clock, and be believed rather than it.
+Somebody whose own clock was a year ahead would end all updates, until that year is over."""
 
 
 class Memory:
@@ -72,7 +76,8 @@ class Memory:
             if found.channel and evidence.channels:
                 data[CHANNELS] = evidence.channels
             marks = {name: trust.mark(root, name, it) for name, it in data.items()}
-            time = max(now, found.release.published)
+            signed = found.release.published
+            time = max(now, signed) if signed < now + _AHEAD else now
             journal = self._journal()
             journal.append(journal.high.raised(marks, time))
         return found
