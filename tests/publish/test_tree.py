@@ -267,6 +267,19 @@ def test_a_link_and_a_folder_over_a_link_to_one_are_laid(world: World) -> None:
     assert (root / "usr/bin/tool").read_bytes() == b"#!/bin/sh\n"
 
 
+def test_no_link_in_the_root_leads_an_overlay_onto_this_machine(
+    world: World, tmp_path: Path
+) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    (world.base / "srv").symlink_to(outside)
+    write_tree({"srv/site/file": b"ours"}, world.overlay)
+
+    with pytest.raises(HostError, match=r"/srv is a link out of the root, to .*/outside$"):
+        world.build()
+
+    assert list(outside.iterdir()) == []
+
+
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
     folder.mkdir()

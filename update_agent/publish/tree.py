@@ -136,6 +136,7 @@ def _lay_over(source: Path, root: Path, left_out: Collection[str] = ()) -> None:
         raise HostError(f"{source} is no folder")
     for folder, folders, files in os.walk(source, onerror=_raise):
         here = root / Path(folder).relative_to(source)
+        _want_inside(here, root)
         folders[:] = [name for name in folders if name not in left_out]
         for name in (*folders, *files):
             path = Path(folder, name)
@@ -145,6 +146,15 @@ def _lay_over(source: Path, root: Path, left_out: Collection[str] = ()) -> None:
                 _make_folder(path, here / name)
             else:
                 _replace(path, here / name)
+
+
+def _want_inside(folder: Path, root: Path) -> None:
+    """Follow no link out of the root: ``srv -> /data`` leads to this machine's own files."""
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise HostError(
+            f"{folder} is a link out of the root, to {folder.resolve()}",
+            hint="lay the files where the link leads",
+        )
 
 
 def _raise(error: OSError) -> None:
