@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -500,23 +501,40 @@ def test_the_program_says_what_is_missing(world: World) -> None:
 
 def test_the_program_takes_the_socket_that_systemd_passes(world: World) -> None:
     with listening(world.address) as sock:
-        code = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3);"
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', JOURNAL_STREAM='1:1');"
-            "from update_agent.writer.main import main; sys.exit(main(sys.argv[2:]))"
-        )
-        process = subprocess.Popen(
-            [
-                sys.executable, "-c", code, str(sock.fileno()), "--disk", world.disk, "--booted",
-                "2", "--product", "os", "--running", "1.0.0", "--root", world.fleet.root,
-                "--state", world.state, "--user", "nobody",
-            ],
-            pass_fds=[sock.fileno()], stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = started(world, sock)
         assert world.look().next == "A"
         process.kill()
         _, err = process.communicate()
     assert f"<6>os 1.0.0 runs from partition 2 of {world.disk}\n" in err
+
+
+def started(world: World, sock: socket.socket) -> "subprocess.Popen[str]":
+    """Start the program as systemd does, with the socket at which callers wait."""
+    code = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', JOURNAL_STREAM='1:1');"
+        "from update_agent.writer.main import main; sys.exit(main(sys.argv[2:]))"
+    )
+    return subprocess.Popen(
+        [
+            sys.executable, "-c", code, str(sock.fileno()), "--disk", world.disk, "--booted",
+            "2", "--product", "os", "--running", "1.0.0", "--root", world.fleet.root,
+            "--state", world.state, "--user", "nobody",
+        ],
+        pass_fds=[sock.fileno()], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_who_waits_for_a_writer_that_cannot_start_is_told_why(world: World) -> None:
+    shutil.rmtree(world.state, ignore_errors=True)
+    world.state.write_text("no folder")
+    with listening(world.address) as sock, Writer(world.address) as writer:
+        process = started(world, sock)
+        with pytest.raises(HostError, match=f"{world.state}"):
+            writer.state()
+        _, err = process.communicate(timeout=ENOUGH)
+    assert process.returncode == 4
+    assert "a caller is refused" in err
 
 
 def test_without_systemd_and_without_a_path_there_is_nowhere_to_listen(world: World) -> None:

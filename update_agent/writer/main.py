@@ -11,13 +11,13 @@ from pathlib import Path
 from update_agent import cli
 from update_agent.core.settings import Limits, SettingError
 from update_agent.core.version import Version
-from update_agent.errors import HostError
+from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host import config, governor, identity, systemd
 from update_agent.host.root import read_root
 from update_agent.writer import memory
 from update_agent.writer.host import Host, this_host
 from update_agent.writer.installation import Terms
-from update_agent.writer.server import Server, uid_of
+from update_agent.writer.server import Server, turn_away, uid_of
 from update_agent.writer.slots import HostSlots
 
 STATE = Path("/var/lib/update-agent-writer")
@@ -80,11 +80,20 @@ def command() -> ArgumentParser:
 def serve(options: Namespace) -> int:
     """Answer callers until there are none."""
     _log_to_the_journal()
+    with _listening(options.listen) as sock:
+        try:
+            return _serve(options, sock)
+        except UpdateAgentError as error:
+            turn_away(sock, error)
+            raise
+
+
+def _serve(options: Namespace, sock: socket.socket) -> int:
     host = _host(options)
     users = frozenset({uid_of(options.user)})
     folders = options.settings or config.FOLDERS
     _rest(host, folders)
-    with memory.opened(options.state) as known, _listening(options.listen) as sock:
+    with memory.opened(options.state) as known:
         terms = Terms(
             slots=HostSlots(host, known),
             trusted=lambda: read_root(options.root or Path(config.settings(folders).update.root)),

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from update_agent.core.wire import BusyError
@@ -147,6 +148,15 @@ class Server:
             os.write(self._leave, b"\0")
         except BlockingIOError:  # it is about to wake up anyway
             return
+
+
+def turn_away(listening: socket.socket, error: UpdateAgentError) -> None:
+    """Tell those who wait why nobody answers; else systemd starts the writer for them for ever."""
+    listening.settimeout(0.0)
+    with suppress(OSError):
+        while True:
+            sock, _ = listening.accept()
+            refuse(Connection(sock, frame_seconds=Patience().frame), error)
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:
