@@ -624,7 +624,7 @@ def broken_image(release: Release, at: int, folder: Path) -> Release:
     [
         ("tree", r"^verity tree: block \d+ of level 1 has a wrong hash$"),
         ("salt", "^verity tree: block 0 of level 0 has a wrong hash$"),
-        ("superblock", "^verity superblock: data blocks is"),
+        ("superblock", ": verity superblock: data blocks is"),
         ("kernel", "^the kernel does not have the hash in its kernel region$"),
         ("kernel-size", "^kernel region: CRC-32 is"),
     ],

@@ -19,6 +19,7 @@ from tuf.api.exceptions import RepositoryError as RefusedError
 
 from tests.images import Releases, releases
 from tests.publish.published import copied, learn, publish, publish_first
+from update_agent.publish import repository as repository_
 from update_agent.publish import verbs
 from update_agent.publish.keys import Keyring
 from update_agent.publish.main import main
@@ -218,6 +219,111 @@ def test_a_repository_that_begins_with_another_root_is_refused(
     assert main(verify) == 3
 
 
+def test_without_the_first_root_nothing_is_signed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "1.root.json"
+    shutil.move(folder / "www/metadata/1.root.json", known)
+    which = ["--product", "os", "--version", "1.0.0", "--reason", "bad"]
+
+    assert publish(folder, "release", "withdraw", *which) == 3
+    assert publish(folder, "release", "withdraw", *which, "--root", str(known)) == 3
+
+    assert "has no root" in capsys.readouterr().err
+    assert not (folder / "www/.staged").exists() or not any((folder / "www/.staged").iterdir())
+
+
+def _plant(folder: Path, role: str, version: int, change: Callable[[Any], None]) -> Path:
+    """Stage a role as who has no key does: changed, and signed by nobody."""
+    published = max((folder / "www/metadata").glob(f"*.{role}.json"))
+    found = json.loads(published.read_text())
+    found["signed"]["version"] = version
+    change(found["signed"])
+    staged = folder / f"www/.staged/{role}.json"
+    staged.parent.mkdir(exist_ok=True)
+    staged.write_text(json.dumps({**found, "signatures": []}))
+    return staged
+
+
+def _lists_more(signed: Any) -> None:  # noqa: ANN401  what JSON has
+    listed = signed["targets"]
+    listed["releases/os/6.6.6/release.json"] = listed["releases/os/1.0.0/release.json"]
+
+
+def _follows(folder: Path) -> str:
+    """Return what an edit of releases has to name, as anybody can compute it."""
+    published = (folder / "www/metadata/2.releases.json").read_bytes()
+    return repository_._digest(published)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("verb", ["withdraw", "refresh", "pause"])
+def test_no_verb_but_sign_signs_what_a_stranger_staged(
+    verb: str, version: int, folder: Path, tmp_path: Path
+) -> None:
+    words = {
+        "withdraw": ["release", "withdraw", "--product", "os", "--version", "1.0.0",
+                     "--reason", "bad"],
+        "refresh": ["refresh"],
+        "pause": ["channel", "pause", "stable", "--reason", "drill"],
+    }[verb]  # fmt: skip
+    follows = _follows(folder)
+
+    def change(signed: Any) -> None:  # noqa: ANN401
+        _lists_more(signed)
+        signed["x-follows"] = follows
+
+    staged = _plant(folder, "releases", version, change)
+
+    assert publish(folder, *words) == (4 if verb == "withdraw" else 0)
+
+    assert json.loads(staged.read_text())["signatures"] == []
+    assert learn(folder / "www", tmp_path / "host", "releases/os/6.6.6/release.json") is None
+    assert publish(folder, "refresh") == 0
+    assert learn(folder / "www", tmp_path / "host", "releases/os/6.6.6/release.json") is None
+    assert look(folder).problems == []
+
+
+def test_a_no_leaves_a_stranger_s_edit_and_a_renewal_unsigned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    follows = _follows(folder)
+
+    def change(signed: Any) -> None:  # noqa: ANN401
+        _lists_more(signed)
+        signed["x-follows"] = follows
+
+    _plant(folder, "releases", 1, change)
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    later = datetime.now(UTC) + timedelta(days=100)
+    opened = verbs.opened
+    monkeypatch.setattr(verbs, "opened", lambda *a, **more: at(later, opened(*a, **more)))
+
+    assert publish(folder, "sign", "--renew", "targets") == 4
+
+    for staged in (folder / "www/.staged").iterdir():
+        assert json.loads(staged.read_text())["signatures"] == []
+
+
+def test_another_key_under_an_old_name_is_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring = json.loads((folder / "keys/keyring.json").read_text())
+    (key_id,) = (it["key_id"] for it in ring["keys"] if it["name"] == "targets")
+
+    def change(signed: Any) -> None:  # noqa: ANN401
+        signed["keys"][key_id]["keyval"]["public"] = "00" * 32
+
+    _plant(folder, "root", 2, change)
+
+    assert publish(folder, "status") == 0
+    assert "root 2 changes what the key targets is" in capsys.readouterr().out
+
+
 def test_what_somebody_else_staged_is_shown_before_it_is_signed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +395,7 @@ def test_an_edit_that_would_undo_another_is_put_aside(
     assert "the staged releases 3 was made before releases 3 was published" in heard.err
     assert "repeat the edit" in heard.err
     assert not staged.exists()
-    assert (folder / "www/.staged/releases.outdated").read_bytes() == edit
+    assert (folder / "www/.staged/releases.3.outdated").read_bytes() == edit
     assert learn(folder / "www", tmp_path / "host", "releases/os/1.0.0/release.json") is None
     assert look(folder).problems == []
 
@@ -501,7 +607,7 @@ def test_a_deadline_that_is_over_opens_no_rollout_to_everyone(
 
     assert publish(folder, *words, "--deadline", "2025-12-04T08:00Z") == 4
 
-    assert "the deadline 2025-12-04 08:00 is over before the rollout" in capsys.readouterr().err
+    assert "the deadline 2025-12-04 08:00 is over, and all hosts" in capsys.readouterr().err
     assert (folder / "www/metadata/timestamp.json").read_bytes() == before
 
 

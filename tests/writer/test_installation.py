@@ -739,7 +739,9 @@ def test_a_payload_that_is_not_there_yet_does_not_cost_the_fallback(how: str, wo
         assert roll_back(world).next == "B"
 
 
-def test_what_is_armed_stays_armed_until_there_is_something_to_write(world: World) -> None:
+def test_what_was_armed_does_not_boot_while_another_is_fetched_and_can_be_armed_again(
+    world: World,
+) -> None:
     gifts = with_index(world, None)
     with world.serving() as server:
         world.install()
@@ -749,9 +751,13 @@ def test_what_is_armed_stays_armed_until_there_is_something_to_write(world: Worl
         wait_until(lambda: not server.callers)
         state = world.look()
 
-    assert state.next == "B"
+        arm(world)
+        again = world.look()
+
+    assert state.next == "A"
     assert state.verified is not None
     assert state.verified.attempt == "attempt-1"
+    assert again.next == "B"
 
 
 @pytest.mark.case(14)

@@ -112,7 +112,7 @@ def run_promote(options: Namespace) -> int:
         # Of a rollout that runs already, so that the same command twice is one promotion.
         began = it.rollout.started if it.rollout and it.version == version else change.time
         return it.promote(
-            version, change, waves=planned, deadline=_deadline(options, began),
+            version, change, waves=planned, deadline=_deadline(options, it, began, change.time),
             downgrade_from=options.downgrade_from,
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ def run_rollout(options: Namespace) -> int:
         began = it.rollout.started if it.rollout else change.time
         deadline = it.rollout.deadline if it.rollout else None
         if options.deadline is not None:
-            deadline = _deadline(options, began)
+            deadline = _deadline(options, it, began, change.time)
         return it.reschedule(change, waves=planned, deadline=deadline)
 
     return _edit(options, repository, edit)
@@ -177,20 +177,20 @@ def run_floors(options: Namespace) -> int:
     return _edit(options, repository, edit)
 
 
-def _deadline(options: Namespace, began: datetime) -> datetime | None:
-    """Return when every host is to be offered it. Raises HostError when that is over already."""
+def _deadline(options: Namespace, it: Channel, began: datetime, now: datetime) -> datetime | None:
+    """Return when every host is to be offered it. Raises HostError when that is over by now."""
     given: datetime | timedelta | str | None = options.deadline
     if given is None or isinstance(given, str):
         return None
-    if isinstance(given, timedelta):
-        return began + given
-    if given <= began:
+    found = began + given if isinstance(given, timedelta) else given
+    as_it_is = it.rollout.deadline if it.rollout else None
+    if found <= now and found != as_it_is:
         raise HostError(
-            f"the deadline {given:%Y-%m-%d %H:%M} is over before the rollout begins, at"
-            f" {began:%Y-%m-%d %H:%M}: all hosts would be offered it at once",
-            hint="is the year right? without --wave, every host is offered it",
+            f"the deadline {found:%Y-%m-%d %H:%M} is over, and all hosts would be offered it at"
+            f" once: the rollout began at {began:%Y-%m-%d %H:%M}, it is {now:%Y-%m-%d %H:%M} now",
+            hint="name a later time; without --wave, every host is offered it",
         )
-    return given
+    return found
 
 
 def _change(options: Namespace, repository: Repository, what: str) -> Change:

@@ -70,6 +70,8 @@ _HOLDERS = {Targets.type: Root.type, **dict.fromkeys(DELEGATED, Targets.type)}
 _DAYS = "x-expires-days"
 _FOLLOWS = "x-follows"
 """What an edit changes: the SHA-256 of what was published of its role when it was made."""
+_SHOWN = ("targets", "roles", "keys", "delegations", SIGNED_AT, "_type", "spec_version")
+"""Fields whose changes are told word by word, or that are always the same."""
 _TOP = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 _COMPACT = JSONSerializer(compact=True)
 
@@ -171,7 +173,11 @@ class Repository:
         Whoever can write here and has no key could have a signer sign what he never saw.
         """
         roots = self.roots()
-        if not (self.exists and roots):
+        if not roots and (self.exists or self._first is not None):
+            raise trust.UntrustedError(
+                f"{self.folder} has no root", hint="restore metadata/1.root.json from a copy"
+            )
+        if not self.exists:
             return
         data = {name: it for name in ROLES if (it := self.published(name))}
         chain = [trust.trusted_root(roots[0])]
@@ -253,10 +259,19 @@ class Repository:
         return self._read(self._staging / f"{name}.json")
 
     def newest(self, kind: type[S], name: str) -> S:
-        """Return what a role says, unpublished edits included."""
+        """Return what a role says, unpublished edits included: the base of the next edit.
+
+        Raises RepositoryError where a key at hand would sign what nobody with a key has seen.
+        """
         data = self.staged(name) or self.published(name)
         if data is None:
             raise RepositoryError(f"{self.folder} has no {name}")
+        if self.staged(name) and not self._is_vouched(name, data) and self._could_sign(name):
+            raise RepositoryError(
+                f"the staged {name} {_version(data)} was signed by nobody",
+                hint="see what it would change: update-publish status; then sign it, or remove"
+                f" {self._staging}/{name}.json",
+            )
         return _signed(kind, data)
 
     def targets(self, name: str) -> Targets:
@@ -302,22 +317,27 @@ class Repository:
             signed.unrecognized_fields[_DAYS] = plan.days.get(name, EXPIRES_DAYS[name])
             self.stage(name, signed)
 
-    def stage(self, name: str, signed: Root | Targets | Snapshot | Timestamp) -> None:
-        """Keep an edit of a role as its next version, signed by the keys at hand."""
+    def stage(
+        self, name: str, signed: Root | Targets | Snapshot | Timestamp, *, sign: bool = True
+    ) -> None:
+        """Keep an edit of a role as its next version, signed by the keys at hand.
+
+        Not signed is what comes from elsewhere: ``sign`` does that, when somebody has seen it.
+        """
         if data := self.published(name):
             signed.unrecognized_fields[_FOLLOWS] = _digest(data)
         signed.version = self._next_version(name)
         self._date(name, signed)
-        self._write_staged(name, Metadata(signed))
+        self._write_staged(name, Metadata(signed), sign=sign)
 
     def renew(self, name: str) -> None:
-        """Stage a role as it is, to be valid for longer; not if that was done within a day."""
+        """Stage a role as it is, to be valid for longer, and to be signed; not twice a day."""
         data = self.published(name)
         if data is None or self.staged(name):
             return
         signed = trust.metadata(data).signed
         if signed.expires < self.now + self._valid(name, signed) - timedelta(days=1):
-            self.stage(name, signed)
+            self.stage(name, signed, sign=False)
 
     def write_target(self, targets: Targets, path: str, data: bytes) -> None:
         """Write a target's file and list it in ``targets``, which the caller stages."""
@@ -335,14 +355,20 @@ class Repository:
     def changes(self) -> Iterator[str]:
         """Yield what would change if everything staged was published, a sentence each."""
         for name in ROLES:
-            staged, published = self.staged(name), self.published(name)
-            if staged and published:
-                before, after = trust.metadata(published).signed, trust.metadata(staged).signed
-                for it in (*_targets_changed(before, after), *self._signers_changed(before, after)):
+            if staged := self.staged(name):
+                published, after = self.published(name), trust.metadata(staged).signed
+                before = trust.metadata(published).signed if published else None
+                found = [*_targets_changed(before, after), *self._signers_changed(before, after)]
+                found += _fields_changed(before, after)
+                for it in found or ["is as before, for longer"]:
                     yield f"{name} {after.version} {it}"
 
-    def _signers_changed(self, before: Signed, after: Signed) -> Iterator[str]:
+    def _signers_changed(self, before: Signed | None, after: Signed) -> Iterator[str]:
         """Yield who signs for what from now on, and who not any more."""
+        old_keys, new_keys = _keys(before), _keys(after)
+        for key in sorted(old_keys.keys() & new_keys.keys()):
+            if old_keys[key].to_dict() != new_keys[key].to_dict():
+                yield f"changes what the key {self.keyring.name(key)} is"
         for name in ROLES:
             old, new = _signers(before, name), _signers(after, name)
             for gone in sorted(set(old.keyids) - set(new.keyids)):
@@ -368,9 +394,12 @@ class Repository:
         """Stage what others have to sign anew because of a staged edit of who signs."""
         for name, holder in _HOLDERS.items():
             data, newest = self.staged(holder), self.staged(name) or self.published(name)
-            if data and newest and not _accepts(_signed_by_kind(data), name, newest):
+            if not data or not newest or not self._is_vouched(holder, data):
+                continue
+            if not _accepts(_signed_by_kind(data), name, newest):
                 if self.staged(name):
-                    self._write_staged(name, trust.metadata(newest))
+                    if self._is_vouched(name, newest):
+                        self._write_staged(name, trust.metadata(newest))
                 else:
                     self.stage(name, trust.metadata(newest).signed)
 
@@ -389,7 +418,7 @@ class Repository:
         far as the keys are at hand.
         """
         self._stage_dependents()
-        changes = tuple(self.changes())
+        changes = tuple(self.changes()) if self.exists else ()
         lacks = {it.role: it for it in self.waiting()}
         if lacks and not self.exists:
             return Committed(waiting=tuple(lacks.values()))
@@ -421,13 +450,15 @@ class Repository:
                 self._unstage(name)
             elif _version(staged) <= _version(published):
                 signed = trust.metadata(staged).signed
-                if signed.unrecognized_fields.get(_FOLLOWS) == _digest(published):
-                    self.stage(name, signed)
+                if _says_the_same(staged, published):  # with the signatures of others
+                    self._unstage(name)
+                elif signed.unrecognized_fields.get(_FOLLOWS) == _digest(published):
+                    self.stage(name, signed, sign=False)
                 else:
                     self._put_aside(name, _version(staged), _version(published))
 
     def _put_aside(self, name: str, staged: int, published: int) -> None:
-        aside = self._staging / f"{name}.outdated"
+        aside = self._staging / f"{name}.{staged}.outdated"
         with _translated(aside):
             (self._staging / f"{name}.json").rename(aside)
             files.flush_folder(self._staging)
@@ -568,15 +599,35 @@ class Repository:
         delegators = [
             trust.metadata(data).signed
             for data in (self.staged(holder), self.published(holder))
-            if data
+            if data and self._is_vouched(holder, data)
         ]
         if name == Root.type:
             delegators.append(metadata.signed)
         ids = dict.fromkeys(it for one in delegators for it in _key_ids(one, name))
         self.keyring.sign(metadata, [it for it in ids if it not in metadata.signatures])
 
-    def _write_staged(self, name: str, metadata: Metadata[Any]) -> None:
-        self._sign(name, metadata)
+    def _is_vouched(self, name: str, data: bytes) -> bool:
+        """Whether anybody has signed a role who may by what is published; at first, nobody can."""
+        if not self.exists:
+            return True
+        holder = self.published(_HOLDERS.get(name, Root.type))
+        if holder is None or data == self.published(name):
+            return True
+        found = trust.metadata(data)
+        result = _signed_by_kind(holder).get_verification_result(
+            name, found.signed_bytes, found.signatures
+        )
+        return bool(result.signed)
+
+    def _could_sign(self, name: str) -> bool:
+        """Whether a key for the role is in a ring here."""
+        holder = self.published(_HOLDERS.get(name, Root.type))
+        ids = _key_ids(_signed_by_kind(holder), name) if holder else []
+        return any(it.key_id in ids for it in self.keyring)
+
+    def _write_staged(self, name: str, metadata: Metadata[Any], *, sign: bool = True) -> None:
+        if sign:
+            self._sign(name, metadata)
         self._write(self._staging / f"{name}.json", metadata.to_bytes(_COMPACT))
 
     def _unstage(self, name: str) -> None:
@@ -669,7 +720,16 @@ def _signed_by_kind(data: bytes) -> Root | Targets:
     return signed
 
 
-def _signers(signed: Signed, name: str) -> Role:
+def _keys(signed: Signed | None) -> Mapping[str, Key]:
+    """Return all keys that ``signed`` names, by their ids."""
+    if isinstance(signed, Root):
+        return signed.keys
+    if isinstance(signed, Targets) and signed.delegations:
+        return signed.delegations.keys
+    return {}
+
+
+def _signers(signed: Signed | None, name: str) -> Role:
     """Return who signs a role by the word of ``signed``."""
     if isinstance(signed, Root | Targets):
         with suppress(ValueError):
@@ -677,11 +737,10 @@ def _signers(signed: Signed, name: str) -> Role:
     return Role([], 1)
 
 
-def _targets_changed(before: Signed, after: Signed) -> Iterator[str]:
+def _targets_changed(before: Signed | None, after: Signed) -> Iterator[str]:
     """Yield which files a role names from now on, or names no more."""
-    if not (isinstance(before, Targets) and isinstance(after, Targets)):
-        return
-    old, new = before.targets, after.targets
+    old = before.targets if isinstance(before, Targets) else {}
+    new = after.targets if isinstance(after, Targets) else {}
     yield from (f"adds {path}" for path in new if path not in old)
     yield from (f"removes {path}" for path in old if path not in new)
     yield from (
@@ -689,19 +748,29 @@ def _targets_changed(before: Signed, after: Signed) -> Iterator[str]:
     )
 
 
+def _fields_changed(before: Signed | None, after: Signed) -> Iterator[str]:
+    """Yield which of all other things a role says are not as before."""
+    old, new = ({} if it is None else _said(it) for it in (before, after))
+    for field_ in sorted(old.keys() | new.keys()):
+        if field_ not in _SHOWN and old.get(field_) != new.get(field_):
+            yield f"changes {field_}"
+
+
 def _says_the_same(one: bytes | None, other: bytes | None) -> bool:
     """Whether two versions of a role differ in nothing but number, date and signatures."""
-    return one is not None and other is not None and _said(one) == _said(other)
+    if one is None or other is None:
+        return False
+    return _said(trust.metadata(one).signed) == _said(trust.metadata(other).signed)
 
 
-def _said(data: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = trust.metadata(data).signed.to_dict()
-    return {**said, "version": 0, "expires": "", _FOLLOWS: ""}
+def _said(signed: Signed) -> dict[str, Any]:
+    return {**signed.to_dict(), "version": 0, "expires": "", _FOLLOWS: ""}
 
 
 def _digest(data: bytes) -> str:
     """Return what stands for all that a role says, whoever signed it when."""
-    return hashlib.sha256(json.dumps(_said(data), sort_keys=True).encode()).hexdigest()
+    said = _said(trust.metadata(data).signed)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _version(data: bytes) -> int:

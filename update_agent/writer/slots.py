@@ -145,8 +145,9 @@ class HostSlots:
     def opened_other(self, image_size: int) -> Iterator[tuple[Pair, Device]]:
         """Yield the slots and the other one to write to, in nobody's use.
 
-        Nothing is changed: ``give_up_other`` must come before the first byte. Raises HostError when
-        it is in use or too small, or when the booted one was not confirmed.
+        It stays what it is, but not the next to boot on trial; ``give_up_other`` must come before
+        the first byte. Raises HostError when it is in use or too small, or when the booted one was
+        not confirmed.
         """
         pair = self.pair()
         flags.retire(pair.slots, pair.other.name)  # refused now, not when all was fetched
@@ -159,6 +160,8 @@ class HostSlots:
                     f"the image has {image_size} bytes, slot {pair.other.name} only {device.size}",
                     hint="the slot is too small for this release",
                 )
+            if not pair.other.flags.successful and flags.choose(pair.slots) == pair.other:
+                self._change(lambda it: flags.rollback(it.slots, it.booted.name))
             yield pair, device
 
     def give_up_other(self) -> None:
@@ -224,7 +227,9 @@ def _image_on(device: Device) -> _Image:
         if slot.unfinished(device):
             return _Image(room=device.size, unfinished=True)
         size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
-    except (ImageError, OSError):
+    except OSError as error:
+        return _Image(room=device.size, unknown=f"{device.path}: {error.strerror}"[:_LONGEST])
+    except ImageError:
         return _Image(room=device.size)
     return _Image(room=device.size, root_hash=root_hash, size=size)
 
