@@ -15,10 +15,9 @@ one began.
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
@@ -45,6 +44,8 @@ from update_agent.core import trust
 from update_agent.core.trust import CHANNELS, DELEGATED, RELEASES, SIGNED_AT
 from update_agent.errors import HostError, ReleaseError
 from update_agent.host import files
+from update_agent.publish import changes
+from update_agent.publish.changes import FOLLOWS
 from update_agent.publish.keys import Keyring
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
@@ -68,10 +69,6 @@ _HOLDERS = {Targets.type: Root.type, **dict.fromkeys(DELEGATED, Targets.type)}
 """Who says who signs, of roles that snapshot vouches for; in the order in which they follow."""
 
 _DAYS = "x-expires-days"
-_FOLLOWS = "x-follows"
-"""What an edit changes: the SHA-256 of what was published of its role when it was made."""
-_SHOWN = ("targets", "roles", "keys", "delegations", SIGNED_AT, "_type", "spec_version")
-"""Fields whose changes are told word by word, or that are always the same."""
 _TOP = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 _COMPACT = JSONSerializer(compact=True)
 
@@ -325,7 +322,7 @@ class Repository:
         Not signed is what comes from elsewhere: ``sign`` does that, when somebody has seen it.
         """
         if data := self.published(name):
-            signed.unrecognized_fields[_FOLLOWS] = _digest(data)
+            signed.unrecognized_fields[FOLLOWS] = changes.digest(trust.metadata(data).signed)
         signed.version = self._next_version(name)
         self._date(name, signed)
         self._write_staged(name, Metadata(signed), sign=sign)
@@ -358,25 +355,8 @@ class Repository:
             if staged := self.staged(name):
                 published, after = self.published(name), trust.metadata(staged).signed
                 before = trust.metadata(published).signed if published else None
-                found = [*_targets_changed(before, after), *self._signers_changed(before, after)]
-                found += _fields_changed(before, after)
-                for it in found or ["is as before, for longer"]:
+                for it in changes.changes(before, after, self.keyring.name):
                     yield f"{name} {after.version} {it}"
-
-    def _signers_changed(self, before: Signed | None, after: Signed) -> Iterator[str]:
-        """Yield who signs for what from now on, and who not any more."""
-        old_keys, new_keys = _keys(before), _keys(after)
-        for key in sorted(old_keys.keys() & new_keys.keys()):
-            if old_keys[key].to_dict() != new_keys[key].to_dict():
-                yield f"changes what the key {self.keyring.name(key)} is"
-        for name in ROLES:
-            old, new = _signers(before, name), _signers(after, name)
-            for gone in sorted(set(old.keyids) - set(new.keyids)):
-                yield f"takes {name} from the key {self.keyring.name(gone)}"
-            for key in sorted(set(new.keyids) - set(old.keyids)):
-                yield f"lets the key {self.keyring.name(key)} sign {name}"
-            if old.threshold != new.threshold:
-                yield f"wants {new.threshold} signatures of {name}, and not {old.threshold}"
 
     def waiting(self) -> list[Waiting]:
         """Return the staged roles that have not enough signatures, and who could help."""
@@ -418,7 +398,7 @@ class Repository:
         far as the keys are at hand.
         """
         self._stage_dependents()
-        changes = tuple(self.changes()) if self.exists else ()
+        told = tuple(self.changes()) if self.exists else ()
         lacks = {it.role: it for it in self.waiting()}
         if lacks and not self.exists:
             return Committed(waiting=tuple(lacks.values()))
@@ -433,8 +413,8 @@ class Repository:
                 continue
             published = self._publish(tree)
             self.settle()
-            return Committed(published=published, waiting=tuple(lacks.values()), changes=changes)
-        return Committed(waiting=tuple(lacks.values()), changes=changes)
+            return Committed(published=published, waiting=tuple(lacks.values()), changes=told)
+        return Committed(waiting=tuple(lacks.values()), changes=told)
 
     def settle(self) -> None:
         """End what a killed run began: what is published is not staged any more.
@@ -452,7 +432,7 @@ class Repository:
                 signed = trust.metadata(staged).signed
                 if _says_the_same(staged, published):  # with the signatures of others
                     self._unstage(name)
-                elif signed.unrecognized_fields.get(_FOLLOWS) == _digest(published):
+                elif _follows(signed, published):
                     self.stage(name, signed, sign=False)
                 else:
                     self._put_aside(name, _version(staged), _version(published))
@@ -720,57 +700,17 @@ def _signed_by_kind(data: bytes) -> Root | Targets:
     return signed
 
 
-def _keys(signed: Signed | None) -> Mapping[str, Key]:
-    """Return all keys that ``signed`` names, by their ids."""
-    if isinstance(signed, Root):
-        return signed.keys
-    if isinstance(signed, Targets) and signed.delegations:
-        return signed.delegations.keys
-    return {}
-
-
-def _signers(signed: Signed | None, name: str) -> Role:
-    """Return who signs a role by the word of ``signed``."""
-    if isinstance(signed, Root | Targets):
-        with suppress(ValueError):
-            return signed.get_delegated_role(name)
-    return Role([], 1)
-
-
-def _targets_changed(before: Signed | None, after: Signed) -> Iterator[str]:
-    """Yield which files a role names from now on, or names no more."""
-    old = before.targets if isinstance(before, Targets) else {}
-    new = after.targets if isinstance(after, Targets) else {}
-    yield from (f"adds {path}" for path in new if path not in old)
-    yield from (f"removes {path}" for path in old if path not in new)
-    yield from (
-        f"changes {path}" for path in new if path in old and new[path].hashes != old[path].hashes
-    )
-
-
-def _fields_changed(before: Signed | None, after: Signed) -> Iterator[str]:
-    """Yield which of all other things a role says are not as before."""
-    old, new = ({} if it is None else _said(it) for it in (before, after))
-    for field_ in sorted(old.keys() | new.keys()):
-        if field_ not in _SHOWN and old.get(field_) != new.get(field_):
-            yield f"changes {field_}"
-
-
 def _says_the_same(one: bytes | None, other: bytes | None) -> bool:
     """Whether two versions of a role differ in nothing but number, date and signatures."""
     if one is None or other is None:
         return False
-    return _said(trust.metadata(one).signed) == _said(trust.metadata(other).signed)
+    return changes.say_the_same(trust.metadata(one).signed, trust.metadata(other).signed)
 
 
-def _said(signed: Signed) -> dict[str, Any]:
-    return {**signed.to_dict(), "version": 0, "expires": "", _FOLLOWS: ""}
-
-
-def _digest(data: bytes) -> str:
-    """Return what stands for all that a role says, whoever signed it when."""
-    said = _said(trust.metadata(data).signed)
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _follows(edit: Signed, published: bytes) -> bool:
+    """Whether an edit changes what is published, and not what was before."""
+    now = changes.digest(trust.metadata(published).signed)
+    return bool(edit.unrecognized_fields.get(FOLLOWS) == now)
 
 
 def _version(data: bytes) -> int:
