@@ -422,7 +422,7 @@ def test_a_wish_is_read_again(of: str, holder: Holder) -> None:
 
 
 @given(
-    st.builds(Ask, does=st.sampled_from(["confirm", "release"]), nonce=HEX, boot_id=TEXTS, at=TIMES)
+    st.builds(Ask, does=st.sampled_from(["confirm", "release"]), nonce=HEX, boot_id=NAMES, at=TIMES)
 )
 def test_what_a_host_asks_for_is_read_again(mine: Ask) -> None:
     assert decode_ask(encode_ask(mine), host(9)) == mine
