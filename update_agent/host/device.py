@@ -108,6 +108,22 @@ class Section(Device):
         super().write(buffer, self._start + offset)
 
 
+class Front(Section):
+    """Stands before a device: who derives says what happens on the way to it."""
+
+    def __init__(self, device: Device) -> None:
+        self._inner = device
+        super().__init__(device, 0, device.size)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """See ``Device``."""
+        return self._inner.read_into(buffer, offset)
+
+    def write(self, buffer: memoryview, offset: int) -> None:
+        """See ``Device``."""
+        self._inner.write(buffer, offset)
+
+
 def aligned(size: int) -> memoryview:
     """Return ``size`` zero bytes that begin on a page, as O_DIRECT wants them."""
     return memoryview(mmap.mmap(-1, size))

@@ -29,7 +29,7 @@ from update_agent.core.governor import Bounds, Pace
 from update_agent.core.settings import Limits
 from update_agent.errors import HostError
 from update_agent.host import cgroup
-from update_agent.host.device import Device, Section
+from update_agent.host.device import Device, Front
 
 TICK = 0.25
 """Seconds between two looks."""
@@ -147,13 +147,12 @@ def rest(disk: Path, limits: Limits, root: Path = cgroup.ROOT) -> None:
     _Wall(disk, root).put(limits.ceiling)
 
 
-class _Paced(Section):
+class _Paced(Front):
     """A device that is read and written in pieces, each in its turn."""
 
     def __init__(self, device: Device, governor: Governor) -> None:
-        self._inner = device
+        super().__init__(device)
         self._governor = governor
-        super().__init__(device, 0, device.size)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         done = 0

@@ -42,7 +42,7 @@ from update_agent.core.wire import (
 )
 from update_agent.errors import ReleaseError
 from update_agent.host import cgroup, install, slot
-from update_agent.host.device import Device, Section
+from update_agent.host.device import Device, Front
 from update_agent.host.governor import Governor, governed
 from update_agent.host.wire import Connection, GoneError
 from update_agent.writer import rules
@@ -254,22 +254,17 @@ class _GivenUp:
         self._done = True
 
 
-class _Announced(Section):
+class _Announced(Front):
     """A device that calls ``before`` each write: the first one is SlotWriter's, of the marker."""
 
     def __init__(self, device: Device, before: Callable[[], None]) -> None:
-        self._inner = device
+        super().__init__(device)
         self._before = before
-        super().__init__(device, 0, device.size)
-
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        """See ``Device``."""
-        return self._inner.read_into(buffer, offset)
 
     def write(self, buffer: memoryview, offset: int) -> None:
         """See ``Device``."""
         self._before()
-        self._inner.write(buffer, offset)
+        super().write(buffer, offset)
 
 
 def _payloads(release: Release, booted: Device) -> Iterator[PayloadReference]:
@@ -372,23 +367,18 @@ def _in_parts(
 # Progress ----------------------------------------------------------------------------------------
 
 
-class _Counted(Section):
+class _Counted(Front):
     """A device that tells how many bytes were read from it."""
 
     def __init__(self, device: Device, read: Callable[[int], None]) -> None:
-        self._inner = device
+        super().__init__(device)
         self._read = read
-        super().__init__(device, 0, device.size)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """See ``Device``."""
-        got = self._inner.read_into(buffer, offset)
+        got = super().read_into(buffer, offset)
         self._read(got)
         return got
-
-    def write(self, buffer: memoryview, offset: int) -> None:
-        """See ``Device``."""
-        self._inner.write(buffer, offset)
 
 
 class _Progress:
