@@ -61,10 +61,15 @@ _MAGIC = b"UAW\1"
 HEADER_SIZE = _HEADER.size
 
 AttemptId = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z-]{1,64}\Z")]
-MAX_SENTENCE = 4000
-"""Characters."""
-Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE)]
+Sentence = Annotated[str, Meta(max_length=4000)]
+_TOLD = 2000
+"""Characters of a sentence that are told, so that several go into one frame."""
 _Number = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+def sentence(text: str) -> str:
+    """Return as much of ``text`` as is told."""
+    return text[:_TOLD]
 
 
 class WireError(HostError):

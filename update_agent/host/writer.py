@@ -278,7 +278,7 @@ class _Talk(_Sender):
 
     def _say_missing(self, error: MissingError) -> None:
         """Leave it to the writer whether there is another payload to try."""
-        self.say(Missing(why=str(error)[: wire.MAX_SENTENCE // 2]))
+        self.say(Missing(why=wire.sentence(str(error))))
 
     def _hear(self) -> Message:
         answer, _ = self._connection.receive(ANSWERS, silence=WORK_SECONDS)

@@ -21,6 +21,7 @@ from update_agent.core.wire import (
     Rollback,
     State,
     WireError,
+    sentence,
 )
 from update_agent.errors import ReleaseError, UpdateAgentError
 from update_agent.host.wire import Connection, GoneError
@@ -31,9 +32,6 @@ IDLE_SECONDS = 60.0
 
 ANSWER_SECONDS = 30.0
 """How long a caller may take to hear an answer."""
-
-_LONGEST = 2000
-"""Characters of a message or hint that are told."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +102,8 @@ def _failed(error: UpdateAgentError) -> Failed:
     return Failed(
         family="release" if isinstance(error, ReleaseError) else "host",
         kind=type(error).__name__,
-        message=str(error)[:_LONGEST],
-        hint=error.hint[:_LONGEST] if error.hint else None,
+        message=sentence(str(error)),
+        hint=sentence(error.hint) if error.hint else None,
     )
 
 

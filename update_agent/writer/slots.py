@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from update_agent.core import slot as flags
+from update_agent.core import wire
 from update_agent.core.chunking import BLOCK
 from update_agent.core.slot import Slot, SlotName, Slots
 from update_agent.core.slot_image import ImageError
@@ -31,9 +32,6 @@ from update_agent.host.partition import open_partition
 from update_agent.host.wire import GoneError
 from update_agent.writer.host import Host
 from update_agent.writer.memory import Memory
-
-_LONGEST = 2000
-"""Characters of why nobody can tell what a slot holds."""
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class HostSlots:
                 return _image_on(device)
         except HostError as error:
             logger.warning("what slot %s holds is not known: %s", it.name, error)
-            return _Image(unknown=str(error)[:_LONGEST])
+            return _Image(unknown=wire.sentence(str(error)))
 
     @contextmanager
     def open(self, it: Slot, *, writable: bool = False) -> Iterator[Device]:
@@ -228,7 +226,7 @@ def _image_on(device: Device) -> _Image:
             return _Image(room=device.size, unfinished=True)
         size, root_hash = slot.layout(device).image_size, slot.root_hash(device).hex()
     except OSError as error:
-        return _Image(room=device.size, unknown=f"{device.path}: {error.strerror}"[:_LONGEST])
+        return _Image(room=device.size, unknown=wire.sentence(f"{device.path}: {error.strerror}"))
     except ImageError:
         return _Image(room=device.size)
     return _Image(room=device.size, root_hash=root_hash, size=size)
