@@ -447,11 +447,11 @@ class Group:
         found, broken, changed = written, None, answer.revision
         if written is None:
             found, broken, changed = self._decoded(next(parts).entry)
-        asks = next(parts)
+        first = next(parts)
         own_ask, own = (next(parts), next(parts)) if self.host else (_NOBODY, _NOBODY)
         queue = next(parts, queue)
-        asking = {it.key: it for it in (*asks.entries, *own_ask.entries)}.values()
-        asking_hosts = _directly_below(self._asks, asking)
+        asking = {it.key: it for it in (*first.entries, *own_ask.entries)}.values()
+        asks = _directly_below(self._asks, asking)
         if found:
             self._note(found)
         self.last = View(
@@ -461,8 +461,8 @@ class Group:
             head=_directly_below(self._queue, queue.entries),
             own=own.entry,
             waiting=queue.count,
-            asks=asking_hosts,
-            asked=tuple(_asked(asking_hosts)),
+            asks=asks,
+            asked=tuple(_asked(asks)),
             cluster=answer.cluster,
             revision=answer.revision,
         )

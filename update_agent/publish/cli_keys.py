@@ -151,7 +151,7 @@ def run_add(options: Namespace) -> int:
             if options.threshold is not None:
                 speakers.of(role).get_delegated_role(role).threshold = options.threshold
 
-    return _change(options, edit)
+    return _change(options, verbs.opened(options), edit)
 
 
 def run_rotate(options: Namespace) -> int:
@@ -169,7 +169,7 @@ def run_rotate(options: Namespace) -> int:
             speakers.of(role).add_key(key, role)
             speakers.of(role).revoke_key(old, role)
 
-    return _change(options, edit)
+    return _change(options, verbs.opened(options), edit)
 
 
 def run_revoke(options: Namespace) -> int:
@@ -180,11 +180,14 @@ def run_revoke(options: Namespace) -> int:
         for role in speakers.roles(old):
             speakers.of(role).revoke_key(old, role)
 
-    return _change(options, edit) or verbs.out(verbs.opened(options), Root.type, Targets.type)
-
-
-def _change(options: Namespace, edit: Callable[[Speakers, Keyring], None]) -> int:
     repository = verbs.opened(options)
+    _change(options, repository, edit)
+    return verbs.out(repository, Root.type, Targets.type)
+
+
+def _change(
+    options: Namespace, repository: Repository, edit: Callable[[Speakers, Keyring], None]
+) -> int:
     with repository.locked():
         speakers = Speakers(repository)
         edit(speakers, repository.keyring)

@@ -263,7 +263,7 @@ class Repository:
         data = self.staged(name) or self.published(name)
         if data is None:
             raise RepositoryError(f"{self.folder} has no {name}")
-        if self.staged(name) and not self._is_vouched(name, data) and self._could_sign(name):
+        if self._could_sign(name) and not self._is_vouched(name, data):
             raise RepositoryError(
                 f"the staged {name} {_version(data)} was signed by nobody",
                 hint="see what it would change: update-publish status; then sign it, or remove"
@@ -590,20 +590,23 @@ class Repository:
         """Whether anybody has signed a role who may by what is published; at first, nobody can."""
         if not self.exists:
             return True
-        holder = self.published(_HOLDERS.get(name, Root.type))
+        holder = self._published_delegator(name)
         if holder is None or data == self.published(name):
             return True
         found = trust.metadata(data)
-        result = _signed_by_kind(holder).get_verification_result(
-            name, found.signed_bytes, found.signatures
-        )
+        result = holder.get_verification_result(name, found.signed_bytes, found.signatures)
         return bool(result.signed)
 
     def _could_sign(self, name: str) -> bool:
         """Whether a key for the role is in a ring here."""
-        holder = self.published(_HOLDERS.get(name, Root.type))
-        ids = _key_ids(_signed_by_kind(holder), name) if holder else []
+        holder = self._published_delegator(name)
+        ids = _key_ids(holder, name) if holder else []
         return any(it.key_id in ids for it in self.keyring)
+
+    def _published_delegator(self, name: str) -> Root | Targets | None:
+        """Return what says, by what is published, who signs a role."""
+        data = self.published(_HOLDERS.get(name, Root.type))
+        return _signed_by_kind(data) if data else None
 
     def _write_staged(self, name: str, metadata: Metadata[Any], *, sign: bool = True) -> None:
         if sign:
