@@ -175,9 +175,13 @@ def test_a_release_is_signed_offline_and_published_by_who_has_the_online_key(
 def _forge(path: Path) -> None:
     """List a release that nobody made, in metadata that somebody signed."""
     found = json.loads(path.read_text())
-    listed = found["signed"]["targets"]
-    listed["releases/os/6.6.6/release.json"] = listed["releases/os/1.0.0/release.json"]
+    _lists_more(found["signed"])
     path.write_text(json.dumps(found))
+
+
+def _lists_more(signed: dict[str, Any]) -> None:
+    listed = signed["targets"]
+    listed["releases/os/6.6.6/release.json"] = listed["releases/os/1.0.0/release.json"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,7 @@ def test_without_the_first_root_nothing_is_signed(
     assert not (folder / "www/.staged").exists() or not any((folder / "www/.staged").iterdir())
 
 
-def _plant(folder: Path, role: str, version: int, change: Callable[[Any], None]) -> Path:
+def _plant(folder: Path, role: str, version: int, change: Callable[[dict[str, Any]], None]) -> Path:
     """Stage a role as who has no key does: changed, and signed by nobody."""
     published = max((folder / "www/metadata").glob(f"*.{role}.json"))
     found = json.loads(published.read_text())
@@ -245,15 +249,15 @@ def _plant(folder: Path, role: str, version: int, change: Callable[[Any], None])
     return staged
 
 
-def _lists_more(signed: Any) -> None:  # noqa: ANN401  what JSON has
-    listed = signed["targets"]
-    listed["releases/os/6.6.6/release.json"] = listed["releases/os/1.0.0/release.json"]
+def _plant_release(folder: Path, version: int) -> Path:
+    """Stage releases with one more, as an edit of what is published, which anybody can write."""
+    published = Metadata.from_bytes((folder / "www/metadata/2.releases.json").read_bytes())
 
+    def change(signed: dict[str, Any]) -> None:
+        _lists_more(signed)
+        signed["x-follows"] = changes.digest(published.signed)
 
-def _follows(folder: Path) -> str:
-    """Return what an edit of releases has to name, as anybody can compute it."""
-    published = (folder / "www/metadata/2.releases.json").read_bytes()
-    return changes.digest(Metadata.from_bytes(published).signed)
+    return _plant(folder, "releases", version, change)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -267,13 +271,7 @@ def test_no_verb_but_sign_signs_what_a_stranger_staged(
         "refresh": ["refresh"],
         "pause": ["channel", "pause", "stable", "--reason", "drill"],
     }[verb]  # fmt: skip
-    follows = _follows(folder)
-
-    def change(signed: Any) -> None:  # noqa: ANN401
-        _lists_more(signed)
-        signed["x-follows"] = follows
-
-    staged = _plant(folder, "releases", version, change)
+    staged = _plant_release(folder, version)
 
     assert publish(folder, *words) == (4 if verb == "withdraw" else 0)
 
@@ -287,17 +285,7 @@ def test_no_verb_but_sign_signs_what_a_stranger_staged(
 def test_a_no_leaves_a_stranger_s_edit_and_a_renewal_unsigned(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    follows = _follows(folder)
-
-    def change(signed: Any) -> None:  # noqa: ANN401
-        _lists_more(signed)
-        signed["x-follows"] = follows
-
-    _plant(folder, "releases", 1, change)
+    _plant_release(folder, 1)
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     later = datetime.now(UTC) + timedelta(days=100)
     opened = verbs.opened
@@ -315,7 +303,7 @@ def test_another_key_under_an_old_name_is_shown(
     ring = json.loads((folder / "keys/keyring.json").read_text())
     (key_id,) = (it["key_id"] for it in ring["keys"] if it["name"] == "targets")
 
-    def change(signed: Any) -> None:  # noqa: ANN401
+    def change(signed: dict[str, Any]) -> None:
         signed["keys"][key_id]["keyval"]["public"] = "00" * 32
 
     _plant(folder, "root", 2, change)
@@ -345,6 +333,13 @@ def test_what_somebody_else_staged_is_shown_before_it_is_signed(
     assert shown in heard.out
 
 
+class Terminal(io.StringIO):
+    """Somebody sits there, and has typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("answer", ["n\n", "\n", ""])
 def test_who_says_no_signs_nothing(
     answer: str,
@@ -353,10 +348,6 @@ def test_who_says_no_signs_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     team = _only(folder / "keys", tmp_path / "team", "releases")
     which = ["--product", "os", "--version", "1.0.0", "--reason", "bad"]
     www = ["--repository", str(folder / "www"), "--keys", str(team)]
