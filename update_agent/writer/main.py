@@ -139,10 +139,12 @@ def _listening(path: Path | None) -> socket.socket:
         return systemd.passed_socket()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        path.chmod(0o666)  # who may ask is decided by who he is
+        unheard = path.with_name(f".{path.name}")  # who finds the address is to be heard there
+        unheard.unlink(missing_ok=True)
+        sock.bind(str(unheard))
+        unheard.chmod(0o666)  # who may ask is decided by who he is
         sock.listen(64)
+        unheard.rename(path)
     except OSError as error:
         raise HostError(f"cannot listen at {path}: {error.strerror}") from error
     return sock
