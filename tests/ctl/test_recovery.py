@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disks import ESP, ROOT_A, ROOT_B, STATE, flags, healthy
+from tests.disks import ESP, ROOT_A, ROOT_B, STATE, flags, healthy, tool
 from update_agent.core.gpt import Copy
 from update_agent.ctl import recovery
 from update_agent.host.disk import open_disk, read_tables
@@ -244,6 +244,39 @@ def test_two_bad_copies_are_refused_without_a_write(
     assert run(image, *command) == 4
     assert "both copies of the partition table are unusable" in capsys.readouterr().err
     assert image.read_bytes() == before
+
+
+@pytest.mark.case(57)
+def test_two_bad_copies_are_mended_by_a_table_that_was_saved(tmp_path: Path) -> None:
+    image = image_with(tmp_path, OK, ARMED)
+    tool("sgdisk", f"--backup={tmp_path / 'table'}", image)
+    _damage_primary(image)
+    _damage_backup(image)
+
+    tool("sgdisk", f"--load-backup={tmp_path / 'table'}", image)
+
+    assert words(image) == (OK, ARMED)
+
+
+@pytest.mark.case(57)
+def test_two_bad_copies_are_mended_by_making_the_partitions_again(tmp_path: Path) -> None:
+    image = image_with(tmp_path, OK, ARMED)
+    _damage_primary(image)
+    _damage_backup(image)
+
+    for it in (ESP, ROOT_A, ROOT_B, STATE):
+        tool(
+            "sgdisk",
+            "--set-alignment=1",
+            f"--new={it.number}:{it.first}:{it.last}",
+            f"--typecode={it.number}:{it.type}",
+            f"--change-name={it.number}:{it.label}",
+            image,
+        )
+    assert words(image) == (GONE, GONE)
+
+    assert run(image, "confirm", "A") == 0
+    assert words(image) == (OK, GONE)
 
 
 @pytest.mark.case(61)

@@ -264,7 +264,8 @@ class Tables:
             )
         raise HostError(
             f"both copies of the partition table are unusable ({self.primary}; {self.backup})",
-            hint="nothing was written; try gdisk's recovery menu, or install the host again",
+            hint="nothing was written; 'sgdisk --load-backup' brings a saved table back; or make"
+            " the partitions again where they were",
         )
 
     @property

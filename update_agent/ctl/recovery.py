@@ -32,7 +32,7 @@ a slot's life:
 examples:
   update-agent-slots retire B --disk disk.img
   update-agent-slots rollback A --disk /dev/sda --dry-run
-  update-agent-slots repair --disk /dev/sda      after a damaged copy of the table
+  update-agent-slots repair --disk /dev/sda      when one copy of the table is damaged
 
 'update-agentctl slots --disk ...' shows the result."""
 
@@ -73,7 +73,7 @@ def command() -> ArgumentParser:
         verb.set_defaults(run=change, operation=name, wrong_usage=verb.error)
         verb.add_argument("--dry-run", action="store_true", help="show it, write nothing")
         verb.add_argument("--json", action="store_true", help="print JSON")
-    meaning = "make both copies of the partition table whole and equal"
+    meaning = "mend a damaged copy of the partition table by the good one"
     verb = verbs.add_parser("repair", help=meaning, description=f"{meaning}.")
     add_disk_options(verb, required=True)
     verb.add_argument("--json", action="store_true",
