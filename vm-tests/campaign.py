@@ -195,7 +195,7 @@ class Campaign:
         fleet = self.scene.fleet
 
         def given(host: Host) -> None:
-            host.machine.put(fleet.tokens["hosts"], "/etc/update-agent/report-token")
+            fleet.let_report(host)
             host.machine.put(HEALTH, "/etc/update-agent/health.d/50-sick", mode="755")
 
         together(fleet, given)

@@ -102,6 +102,14 @@ class Fleet:
             log=self.depot.folder / "server.log",
         )  # fmt: skip
 
+    def let_report(self, host: Host) -> None:
+        """Give a host its token, as people do who run one."""
+        host.machine.put(self.tokens["hosts"], "/media/state/config/report-token", mode="600")
+        host.machine.run("sudo update-agent-firstboot")
+        assert host.machine.run("stat -c '%a %U:%G' /etc/update-agent/report-token") == (
+            "640 root:update-agent\n"
+        )
+
     @contextmanager
     def up(self) -> Iterator[None]:
         """Let all hosts be up, until the end."""

@@ -134,8 +134,7 @@ def test_an_update_goes_through_the_hosts_one_at_a_time_while_they_serve(
     with ExitStack() as ended, ThreadPoolExecutor(3) as pool:
         server = ended.enter_context(fleet.server())
         fleet.tokens |= server.tokens
-        for host in fleet.hosts:
-            host.machine.put(server.tokens["hosts"], "/etc/update-agent/report-token")
+        together(fleet, fleet.let_report)
         until(lambda: len(server.api("/v1/hosts")["hosts"]) == len(NUMBERS), ENOUGH)
         offer(fleet, "1.1.0", SERVES | {"etc/motd": "This is 1.1.0.\n"})
         caller = ended.enter_context(Caller(fleet.ports))

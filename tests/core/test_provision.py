@@ -23,6 +23,7 @@ def test_every_setting_becomes_a_file() -> None:
             "root": ROOT.encode(),
             "settings": b'reboot.strategy = "immediate"',
             "etcd": b"ETCD_NAME=one\nETCD_INITIAL_CLUSTER=one=http://10.0.0.1:2380",
+            "report-token": b"ua_secret\n",
         }
     )
 
@@ -41,6 +42,12 @@ def test_every_setting_becomes_a_file() -> None:
             'root = "/etc/update-agent/root.json"\n',
         ),
         File(path="/etc/update-agent/60-settings.toml", content='reboot.strategy = "immediate"\n'),
+        File(
+            path="/etc/update-agent/report-token",
+            content="ua_secret\n",
+            mode=0o640,
+            group="update-agent",
+        ),
     }
 
 
@@ -50,7 +57,16 @@ def test_nothing_given_is_nothing_to_write() -> None:
 
 def test_all_settings_are_known_to_one_table() -> None:
     names = {"hostname", "ssh-keys", "server", "channel", "root", "settings", "etcd"}
-    assert set(provision.SETTINGS) == names | {"etcd-ca", "etcd-cert", "etcd-key"}
+    names |= {"etcd-ca", "etcd-cert", "etcd-key", "report-token"}
+    assert set(provision.SETTINGS) == names
+
+
+@pytest.mark.parametrize("text", ["ua_secret and more", "ua_secret\nmore", "ua_gehe\u00efm"])
+def test_what_is_no_token_is_refused_and_not_repeated(text: str) -> None:
+    plan = provision.plan({"report-token": text.encode()})
+
+    assert str(plan.refused[0]) == "setting report-token holds no token: wanted one word of ASCII"
+    assert plan.files == ()
 
 
 CERT = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"

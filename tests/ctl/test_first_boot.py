@@ -114,11 +114,12 @@ def test_without_anything_given_only_the_key_is_made(tmp_path: Path) -> None:
 PEM = "-----BEGIN {0}-----\nMIIB\n-----END {0}-----\n"
 
 
-def test_each_who_uses_the_key_has_it_in_a_file_that_nobody_else_reads(
+def test_each_who_uses_a_secret_has_it_in_a_file_that_nobody_else_reads(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     games, daemon = grp.getgrnam("games").gr_gid, grp.getgrnam("daemon").gr_gid
     ids = {"etcd": games}
+    give(root, "config/report-token", "ua_secret")
     monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=ids[name]))
     for name, label in (("cert", "CERTIFICATE"), ("key", "PRIVATE KEY"), ("ca", "CERTIFICATE")):
         give(root, f"credentials/update-agent.etcd-{name}", PEM.format(label))
@@ -130,8 +131,10 @@ def test_each_who_uses_the_key_has_it_in_a_file_that_nobody_else_reads(
     ids["update-agent"] = daemon
     assert run(root) == 0
 
-    for path, group in (("etc/etcd/key.pem", "etcd"), ("etc/update-agent/etcd-key.pem",
-                                                       "update-agent")):  # fmt: skip
+    for path, group in (
+        ("etc/etcd/key.pem", "etcd"), ("etc/update-agent/etcd-key.pem", "update-agent"),
+        ("etc/update-agent/report-token", "update-agent"),
+    ):  # fmt: skip
         found = (root / path).stat()
         assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o640, 0, ids[group])
     for name in ("ca", "cert"):

@@ -6,7 +6,8 @@ A setting comes as bytes under its name, whoever brought it: a systemd credentia
 files.
 
 A key is in a file for each who uses it, and readable by nobody else: etcd and update-agentd know
-this host by the same certificate, and neither gets a look at what else the other has.
+this host by the same certificate, and neither gets a look at what else the other has. So is the
+token for reports, which only update-agentd uses.
 """
 
 import json
@@ -134,6 +135,12 @@ def _pem(label: str) -> _Check:
     return check
 
 
+def _token(name: str, text: str) -> None:
+    """Check, and repeat nothing of it: who has it reports as one of the fleet."""
+    if not re.fullmatch(r"[!-~]{1,1024}", text):
+        raise SettingError(f"setting {name} holds no token: wanted one word of ASCII")
+
+
 def _signed_root(name: str, text: str) -> None:
     try:
         root = json.loads(text)
@@ -171,6 +178,7 @@ SETTINGS: dict[str, _Check] = {
     "etcd-ca": _pem("CERTIFICATE"),
     "etcd-cert": _pem("CERTIFICATE"),
     "etcd-key": _pem("PRIVATE KEY"),
+    "report-token": _token,
 }
 """Every setting, and what it must look like."""
 
@@ -218,6 +226,10 @@ def _files(name: str, text: str) -> Iterable[File]:
     if name == "etcd-key":
         yield File(path=f"{_ETCD}/key.pem", content=content, mode=0o640, group="etcd")
         yield File(path=f"{_OURS}/etcd-key.pem", content=content, mode=0o640, group="update-agent")
+    elif name == "report-token":
+        yield File(
+            path=settings.Reports().token_file, content=content, mode=0o640, group="update-agent"
+        )
     elif name in _FILES:
         yield File(path=_FILES[name], content=content)
 

@@ -28,7 +28,8 @@ _PREFIX = "update-agent."
 _EPILOG = """\
 settings: hostname, ssh-keys (for user core), server, channel, root (root.json), settings (TOML, as
   in /etc/update-agent; 'update-agentctl config' lists them), etcd (ETCD_* lines), etcd-ca,
-  etcd-cert, etcd-key (PEM; by them etcd knows its members and update-agentd)
+  etcd-cert, etcd-key (PEM; by them etcd knows its members and update-agentd), report-token (by
+  which update-server knows its fleet)
 
 examples:
   qemu ... -smbios type=11,value=io.systemd.credential:update-agent.hostname=web-1
