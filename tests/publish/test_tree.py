@@ -172,11 +172,13 @@ def test_everyone_may_read_it_and_run_its_programs(world: World) -> None:
 
 
 def test_publishing_is_no_part_of_a_host(world: World) -> None:
-    library = world.assemble() / "usr/lib/update-agent/python"
+    root = world.assemble()
+    library = root / "usr/lib/update-agent/python"
 
     assert (library / "update_agent/agent").is_dir()
     for name in ("publish", "server", "data"):
         assert not (library / "update_agent" / name).exists()
+    assert not list(root.rglob("update-server*"))
 
 
 def test_the_cache_is_left_as_it_was(world: World) -> None:
