@@ -56,7 +56,7 @@ def add_verbs(verbs_: "_SubParsersAction[ArgumentParser]") -> None:
     sign.set_defaults(run=run_sign)
     refresh = verbs_.add_parser(
         "refresh",
-        help="sign a new timestamp; run it daily",
+        help="sign a new timestamp; run it daily where no update-server does",
         description="Sign a new timestamp, and the snapshot and channels when half of their time "
         "is over. Hosts stop to learn of anything when the timestamp has expired.",
     )
@@ -153,7 +153,8 @@ def _init_text(repository: Repository, online: Path) -> str:
         f"{root} is what hosts trust: bring it to them on a way that you trust.\n"
         f"Keep offline, each key of root with somebody else, and a copy of every key:\n{offline}\n"
         f"The server needs only {_names(repository, Timestamp.type)}, in {online}, for"
-        f" {', '.join(ONLINE)}; run 'update-publish refresh' there every day."
+        f" {', '.join(ONLINE)}. 'update-server serve --keys' signs them anew by itself; beside any"
+        " other web server run 'update-publish refresh' every day."
     )
 
 
