@@ -1,5 +1,6 @@
 """What the README says to type works, and shows what it says."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -111,6 +112,21 @@ def test_every_reason_to_wait_is_explained() -> None:
     known = {it for it in Reason if it is not Reason.UP_TO_DATE}
 
     assert not {it for it in known if f"`{it}`" not in told}
+
+
+@pytest.mark.parametrize(
+    ("told", "path"),
+    [
+        (r"one static program, .* some (\d+) lines of C", "partition-layout/image/init.c"),
+        (r"`tests/manuals.py` writes all of them, .* some (\d+) lines", "tests/manuals.py"),
+    ],
+)
+def test_what_a_choice_costs_in_lines_is_about_that(told: str, path: str) -> None:
+    paragraphs = (" ".join(it.split()) for it in README.read_text().split("\n\n"))
+    (found,) = filter(None, (re.search(told, it) for it in paragraphs))
+    there = len((README.parent / path).read_text().splitlines())
+
+    assert abs(there - int(found[1])) < 50
 
 
 def test_output_that_is_not_as_shown_is_noticed() -> None:
