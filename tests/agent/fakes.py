@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from update_agent.agent.daemon import Daemon, World
@@ -38,6 +38,8 @@ A = SlotView(
 B = SlotView(
     name="B", state="empty", priority=0, tries=0, successful=False, booted=False, next=False
 )
+B_CONFIRMED = replace(B, state="successful", priority=1, successful=True)
+"""There is a release to roll back to."""
 
 
 def waiting(reason: Reason, until: datetime | None = None) -> Offer:
@@ -96,7 +98,7 @@ class Fakes:
 
     # Releases
     def ask(
-        self, *words: object, hurry: bool = False, without_lock: bool = False
+        self, *words: object, hurry: bool = False, without_lock: bool = False, keep: bool = False
     ) -> Offer | Wait | None:
         if isinstance(words[0], Host):
             self.asked_for.append(words[0])
@@ -108,7 +110,7 @@ class Fakes:
                 raise answer
             return answer
         self.hurried, self.lockless = hurry, without_lock
-        self.do("ask to reboot")
+        self.do("ask to reboot, and keep" if keep else "ask to reboot")
         past = {Reason.WINDOW: hurry, Reason.LOCK: without_lock}
         return None if self.permission and past.get(self.permission.reason) else self.permission
 
@@ -166,8 +168,13 @@ class Fakes:
     def rolled_back(self, version: Version) -> None:
         self.do(f"tell of {version}")
 
-    def reboot(self, attempt: Attempt | None, *, without_lock: bool) -> None:
+    def reboot(
+        self, attempt: Attempt | None, *, without_lock: bool, ready: Callable[[], None]
+    ) -> None:
         del attempt
+        if "drain" in self.trouble:
+            raise self.trouble["drain"]
+        ready()
         self.do("reboot without lock" if without_lock else "reboot")
 
     # Store

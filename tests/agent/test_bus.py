@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent.fakes import HOST, IMMEDIATE, OFFER, START, Fakes, waiting
+from tests.agent.fakes import B_CONFIRMED, HOST, IMMEDIATE, OFFER, START, A, Fakes, waiting
 from tests.agent.stage import PATIENCE, Stage, fakes, on_stage, stage, world
 from tests.bus import MEMBER, OUTSIDER, ROOT_USER, Bus, Caller, bus, private_bus
 from update_agent.agent import view
@@ -99,7 +99,7 @@ def test_a_member_of_the_group_says_nothing_in_the_name_of_confirm(fakes: Fakes)
 def test_root_and_the_group_change_what_they_like(
     caller: Caller, stage: Stage, bus: Bus, fakes: Fakes
 ) -> None:
-    fakes.answers = [waiting(Reason.UP_TO_DATE)]
+    fakes.answers, fakes.seen = [waiting(Reason.UP_TO_DATE)], (A, B_CONFIRMED)
 
     assert call(caller, "Pause", bus) == "done"
     assert asyncio.run(look())["Paused"] == "why"
@@ -393,7 +393,7 @@ def test_confirm_is_heard(bus: Bus, fakes: Fakes) -> None:
 
 
 def test_rollback_is_refused_where_the_other_slot_is_in_use(stage: Stage, fakes: Fakes) -> None:
-    fakes.answers, fakes.gate = [OFFER], threading.Event()
+    fakes.answers, fakes.gate, fakes.seen = [OFFER], threading.Event(), (A, B_CONFIRMED)
     asyncio.run(ask("Install"))
     assert fakes.installing.wait(PATIENCE)
 
@@ -409,6 +409,8 @@ def test_rollback_is_refused_where_the_other_slot_is_in_use(stage: Stage, fakes:
 
 
 def test_a_rollback_avoids_what_was_rolled_back_from(stage: Stage) -> None:
+    stage.fakes.seen = A, B_CONFIRMED
+
     asyncio.run(ask("Rollback"))
 
     assert asyncio.run(look())["FailedVersions"] == ["1.0.0"]
@@ -473,6 +475,7 @@ def test_nobody_there_is_said_as_such(bus: Bus) -> None:
 
 
 def test_an_error_keeps_its_kind_and_its_way_out(stage: Stage, fakes: Fakes) -> None:
+    fakes.seen = A, B_CONFIRMED
     fakes.trouble = {"rollback": HostError("slot B was never confirmed", hint="install it")}
 
     with pytest.raises(HostError, match="slot B was never confirmed") as caught:

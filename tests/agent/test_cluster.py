@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.fakes import FOLLOWS, HOST, NEW, OFFER, OLD, START, Fakes, V
+from tests.agent.fakes import B_CONFIRMED, FOLLOWS, HOST, NEW, OFFER, OLD, START, A, Fakes, V
 from tests.agent.stage import Stage, on_stage
 from tests.bus import Bus, bus
 from tests.etcd import Cluster as Etcds
@@ -193,6 +193,21 @@ def test_nobody_holds_a_slot_while_somebody_blocks_its_reboot(fleet: Fleet, logi
     assert wait
     assert wait.reason is Reason.INHIBITED
     until(lambda: fleet.holders() == [])
+
+
+def test_who_is_on_trial_keeps_its_slot_though_its_rollback_is_held_back(
+    fleet: Fleet, logind: Logind
+) -> None:
+    first = fleet.host(1)
+    assert ask(first) is None
+    logind.inhibitors = [BACKUP]
+
+    wait = first.ask(MONDAY, None, hurry=True, without_lock=False, keep=True)
+
+    assert wait
+    assert wait.reason is Reason.INHIBITED
+    assert not fleet.host(1)._lock.owes
+    assert fleet.holders() == ["web-1"]
 
 
 def test_nobody_holds_a_slot_while_nobody_can_say_who_blocks_its_reboot(
@@ -471,6 +486,7 @@ def test_a_rollback_is_in_turn_as_well(
     stage: Stage, fleet: Fleet, fakes: Fakes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del stage
+    fakes.seen = A, B_CONFIRMED
     first = fleet.host(1)
     assert ask(first) is None
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.agent.fakes import (
+    B_CONFIRMED,
     BY_PERSON,
     FOLLOWS,
     IMMEDIATE,
@@ -17,6 +18,8 @@ from tests.agent.fakes import (
     OLD,
     RELEASE,
     START,
+    A,
+    B,
     Case,
     Fakes,
     V,
@@ -1039,3 +1042,103 @@ def test_a_reboot_that_never_comes_is_not_waited_for_for_ever() -> None:
     assert case.daemon.record.wait
     assert case.daemon.record.wait.sentence == "the reboot was begun, and did not come"
     assert fakes.did[-2:] == ["disarm", "give back"]
+
+
+# Rolling back ------------------------------------------------------------------------------------
+
+
+ON_TRIAL = Boot(boot_id="b2", root_hash=NEW, successful=False)
+IN_TURN = Settings(
+    update=FOLLOWS,
+    reboot=Reboot(strategy=Strategy.LOCK),
+    cluster=Cluster(endpoints=("https://e.example",)),
+)
+
+
+async def roll_back(case: Case) -> None:
+    await case.daemon.rollback()
+
+
+async def roll_back_in_vain(case: Case) -> None:
+    case.fakes.did.clear()
+    with pytest.raises(HostError):
+        await case.daemon.rollback()
+
+
+def ready_to_roll_back(**more: Any) -> Fakes:  # noqa: ANN401  passed on
+    return Fakes(answers=[waiting(Reason.UP_TO_DATE)], seen=(A, B_CONFIRMED), **more)
+
+
+@pytest.mark.parametrize("refuses", ["drain", "rollback"])
+def test_a_rollback_that_is_held_back_changes_nothing(refuses: str) -> None:
+    fakes = ready_to_roll_back(trouble={refuses: HostError("a backup runs")})
+
+    case = play(roll_back_in_vain, fakes)
+
+    assert (case.state, case.daemon.record.failed) == (State.IDLE, ())
+    assert "reboot" not in fakes.did
+    assert fakes.did[-1] == "give back"
+
+
+def test_a_rollback_that_the_system_refuses_in_the_end_is_undone() -> None:
+    fakes = ready_to_roll_back(trouble={"reboot": HostError("logind is busy")})
+
+    case = play(roll_back_in_vain, fakes)
+
+    assert case.daemon.record.failed == ()
+    assert fakes.did == ["rollback", "reboot", "disarm", "give back"]
+
+
+def test_no_host_is_drained_to_roll_back_to_nothing() -> None:
+    fakes = ready_to_roll_back()
+    fakes.seen = A, B
+
+    case = play(roll_back_in_vain, fakes)
+
+    assert (fakes.did, case.daemon.record.failed) == (["give back"], ())
+
+
+@pytest.mark.parametrize("held", [HELD, None], ids=["not permitted", "not drained"])
+def test_a_trial_whose_rollback_is_held_back_keeps_its_reboot_slot(held: Wait | None) -> None:
+    fakes = ready_to_roll_back(booted=ON_TRIAL, permission=held)
+    fakes.trouble["drain"] = HostError("the load balancer says no")
+
+    case = play(roll_back_in_vain, fakes, IN_TURN)
+
+    assert case.state is State.TRIAL
+    assert fakes.did == ["ask to reboot, and keep"]
+
+
+def test_nothing_begins_on_a_host_that_goes_down_to_roll_back() -> None:
+    fakes = ready_to_roll_back()
+
+    async def story(case: Case) -> None:
+        await roll_back(case)
+        fakes.did.clear()
+        for call in (case.daemon.check, case.daemon.install, case.daemon.rollback):
+            with pytest.raises(NotNowError, match="while this host goes down to roll back"):
+                await call()
+        timer = fakes.timer
+        assert timer
+        assert timer.seconds == 15 * 60
+
+    case = play(story, fakes)
+
+    assert (fakes.did, case.daemon.record.failed) == ([], (V("1.0.0"),))
+
+
+def test_a_rollback_whose_reboot_never_comes_is_undone_and_updates_go_on() -> None:
+    fakes = ready_to_roll_back()
+
+    async def story(case: Case) -> None:
+        await roll_back(case)
+        fakes.did.clear()
+        await case.pass_time()
+        assert fakes.did == ["disarm", "give back"]
+        fakes.answers = [OFFER]
+        await check(case)
+
+    case = play(story, fakes)
+
+    assert case.state is State.REBOOTING
+    assert case.daemon.record.failed == ()

@@ -29,7 +29,7 @@ from update_agent.core.release import Host
 from update_agent.core.settings import Cluster
 from update_agent.core.version import Version
 from update_agent.errors import HostError
-from update_agent.host import cluster, group, identity
+from update_agent.host import cluster, group, identity, reboot
 from update_agent.host.etcd import Etcd, EtcdError
 from update_agent.host.group import Group
 from update_agent.host.lock import Lock, Me, Notebook
@@ -75,24 +75,31 @@ class ClusterReboots:
         self._courier = Courier(self._deliver, chance)
 
     def ask(
-        self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool
+        self,
+        now: datetime,
+        attempt: Attempt | None,
+        *,
+        hurry: bool,
+        without_lock: bool,
+        keep: bool = False,
     ) -> Wait | None:
         """Return why the host may not reboot now, or hold a reboot slot. Raises HostError."""
         self._queued = False
         target = attempt.version if attempt else None
+        give_back = _nothing if keep else self.give_back
         try:
             wait = self._local.ask(now, attempt, hurry=hurry)
         except HostError:
-            self.give_back()
+            give_back()
             raise
         if wait:
-            self.give_back()
+            give_back()
             return wait
         if without_lock:
             return None
         with _reached():
             if wait := self._quorum():
-                self.give_back()
+                give_back()
                 return self._lock.look(self._running, target) or wait
             self._deliver()
             wait = self._lock.acquire(self._running, target)
@@ -132,7 +139,9 @@ class ClusterReboots:
         if self._lock.owes:
             self._courier.wake()
 
-    def reboot(self, attempt: Attempt | None, *, without_lock: bool) -> None:
+    def reboot(
+        self, attempt: Attempt | None, *, without_lock: bool, ready: Callable[[], None] = reboot.go
+    ) -> None:
         """Drain the host, have the reboot slot confirmed, and reboot. Raises HostError."""
 
         def last_word() -> None:
@@ -141,11 +150,9 @@ class ClusterReboots:
                 wait = bad or self._quorum() or self._lock.confirm()
             if wait:
                 raise NotPermittedError(wait)
+            ready()
 
-        if without_lock:
-            self._local.reboot()
-        else:
-            self._local.reboot(last_word=last_word)
+        self._local.reboot(ready=ready if without_lock else last_word)
 
     def _quorum(self) -> Wait | None:
         """Return why etcd does not stand the reboot of its members here. Raises EtcdError."""
@@ -168,6 +175,10 @@ class ClusterReboots:
 
 _NAMED = 3
 """Hosts that a sentence names."""
+
+
+def _nothing() -> None:
+    """Give nothing back."""
 
 
 @contextmanager

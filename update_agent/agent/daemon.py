@@ -34,6 +34,7 @@ from update_agent.core.settings import Settings, Strategy
 from update_agent.core.trust import ExpiredError
 from update_agent.core.version import Version
 from update_agent.errors import HostError, ReleaseError, UpdateAgentError
+from update_agent.host import reboot
 from update_agent.host.bus import NotNowError
 from update_agent.host.offer import Offer
 
@@ -142,6 +143,10 @@ class Daemon:
         """None until the writer told; nothing begins before that."""
         self._no_reboot: datetime | None = None
         """When a reboot that was begun is taken for refused."""
+        self._rolling_back = False
+        """This host goes down for a rollback, as soon as it may: nothing else begins."""
+        self._turned_back = False
+        """The other slot boots next, for that."""
 
     async def start(self) -> None:
         """Find out what happened meanwhile, and go on from there."""
@@ -238,35 +243,85 @@ class Daemon:
     async def rollback(self, *, without_lock: bool = False) -> None:
         """Boot the release in the other slot again, now, and avoid the one that runs.
 
-        Raises NotNowError, HostError when there is none, or when the reboot is held back.
+        Raises NotNowError, HostError when there is none, or when the reboot is held back: then all
+        is as it was.
         """
-        self._want_awake("roll back")
         async with self._work:  # no installation begins meanwhile
+            await self._begin_to_roll_back()
+            logger.warning("rolling back from %s, as asked", self.host.version)
+            try:
+                await self._want_way_back()
+                if self._in_turn and not without_lock:
+                    await self._turn_to_roll_back()
+                await asyncio.to_thread(
+                    self._world.reboots.reboot, None, without_lock=without_lock,
+                    ready=self._from_thread(self._turn_back),
+                )  # fmt: skip
+            except UpdateAgentError:
+                await self._stay()
+                raise
+            await self._look()
+            self._no_reboot = self._world.now() + _NO_REBOOT
+            self._schedule()
+
+    async def _want_way_back(self) -> None:
+        """Drain no host for nothing. Raises HostError when the other slot was never confirmed."""
+        for it in await asyncio.to_thread(self._world.slots.look):
+            if not (it.booted or it.successful):
+                raise HostError(
+                    f"cannot roll back to slot {it.name}: it is {it.state}",
+                    hint="only a slot that was confirmed, and not overwritten since, is a way back",
+                )
+
+    async def _begin_to_roll_back(self) -> None:
+        """Let nothing else begin. Raises NotNowError."""
+        async with self._turn:
+            self._want_awake("roll back")
             if self.record.state not in _AT_REST:
                 raise NotNowError(
                     f"cannot roll back while {self.record.state}",
                     hint="the other slot is in use: 'update-agentctl cancel' first",
                 )
-            if self._in_turn and not without_lock:
-                await self._turn_to_roll_back()
-            logger.warning("rolling back from %s, as asked", self.host.version)
-            try:
-                await asyncio.to_thread(self._world.slots.rollback)
-                await self._keep(lambda it: it.avoiding(self.host.version))
-                await self._look()
-                await asyncio.to_thread(self._world.reboots.reboot, None, without_lock=without_lock)
-            except UpdateAgentError:
-                await self._give_back()
-                raise
+            self._rolling_back, self._no_reboot = True, None
+            self._schedule()
 
     async def _turn_to_roll_back(self) -> None:
-        """Hold a reboot slot. Raises NotPermittedError, and stands in no queue then."""
+        """Hold a reboot slot. Raises NotPermittedError."""
         wait = await self._questions.ask(
-            self._world.reboots.ask, self._world.now(), None, hurry=True, without_lock=False
-        )
+            self._world.reboots.ask, self._world.now(), None,
+            hurry=True, without_lock=False, keep=self._on_trial,
+        )  # fmt: skip
         if wait:
-            await self._give_back()
             raise NotPermittedError(wait)
+
+    async def _turn_back(self) -> None:
+        """Let the other slot boot next: the reboot is certain."""
+        await self._keep(lambda it: it.avoiding(self.host.version))
+        self._turned_back = True
+        await asyncio.to_thread(self._world.slots.rollback)
+
+    async def _stay(self) -> None:
+        """Undo a rollback whose reboot did not come; a trial goes on, with its reboot slot."""
+        if self._turned_back:
+            self._turned_back = False
+            await self._keep(lambda it: it.trusting(self.host.version))
+            with _survived("cannot let the running release boot next again"):
+                await asyncio.to_thread(self._world.slots.disarm)
+            await self._look()
+        if not self._on_trial:
+            await self._give_back()
+        self._rolling_back = False
+        self._schedule()
+
+    async def _not_rolled_back(self) -> None:
+        logger.error("the reboot into the other slot was begun, and did not come")
+        async with self._work:
+            await self._stay()
+
+    def _from_thread(self, work: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+        """Return what does ``work`` in the event loop, for a thread that waits for it."""
+        loop = asyncio.get_running_loop()
+        return lambda: asyncio.run_coroutine_threadsafe(work(), loop).result()
 
     async def confirmed(self) -> None:
         """Look whether the running release is confirmed, as somebody says. Raises HostError."""
@@ -278,6 +333,10 @@ class Daemon:
                 await self._step(Event.CONFIRMED)
 
     @property
+    def _on_trial(self) -> bool:
+        return self.record.state is State.TRIAL
+
+    @property
     def _in_turn(self) -> bool:
         """Hosts of a group reboot one after the other."""
         return self.settings.reboot.strategy is Strategy.LOCK
@@ -287,6 +346,11 @@ class Daemon:
             raise NotNowError(
                 f"cannot {what} before it is known from which slot this host runs",
                 hint=self.record.wait.sentence if self.record.wait else "in a moment",
+            )
+        if self._rolling_back:
+            raise NotNowError(
+                f"cannot {what} while this host goes down to roll back",
+                hint="once it is up again; 'journalctl -u update-agentd' says how far it is",
             )
 
     def _want(self, event: Event, what: str) -> None:
@@ -304,7 +368,8 @@ class Daemon:
     async def _may_happen(self, event: Event, *, wait: Wait | None = None, why: str = "") -> None:
         """Take one step, unless something else happened first."""
         async with self._turn:
-            if lifecycle.takes(self.record.state, event):
+            begins = event is Event.CHECK and self._rolling_back
+            if lifecycle.takes(self.record.state, event) and not begins:
                 await self._step(event, wait=wait, why=why)
 
     async def _asked_for(self, event: Event, what: str, wish: Wish = _NO_WISH) -> None:
@@ -600,8 +665,9 @@ class Daemon:
 
     async def _reboot(self) -> None:
         await asyncio.to_thread(
-            self._world.reboots.reboot, self.record.attempt, without_lock=self._wish.without_lock
-        )
+            self._world.reboots.reboot, self.record.attempt,
+            without_lock=self._wish.without_lock, ready=reboot.go,
+        )  # fmt: skip
         self._no_reboot = self._world.now() + _NO_REBOOT
         self._schedule()
 
@@ -673,6 +739,8 @@ class Daemon:
         self._timer = self._world.later(seconds, self._time_is_up)
 
     def _due(self, now: datetime) -> datetime | None:
+        if self._rolling_back or self.record.state is State.REBOOTING:
+            return self._no_reboot
         state, wait = self.record.state, self.record.wait
         left = (
             state is State.WAITING_TO_REBOOT and wait is not None and wait.reason is Reason.PERSON
@@ -683,8 +751,6 @@ class Daemon:
             return min(max(now, until), longest) if until else now + _ASK_AGAIN
         if state is State.TRIAL:
             return now + _ASK_AGAIN
-        if state is State.REBOOTING:
-            return self._no_reboot
         if not (left or lifecycle.takes(state, Event.CHECK)) or not self.settings.update.repository:
             return None
         latest = now + self.settings.update.interval * _LONGEST  # unless the clock went back
@@ -712,6 +778,9 @@ class Daemon:
         return interval * (2 / 3 + self._world.chance() * 2 / 3)
 
     def _time_is_up(self) -> None:
+        if self._rolling_back:
+            self._spawn(self._not_rolled_back())
+            return
         self.next_check = None
         if self.record.state is State.WAITING_TO_REBOOT:
             self._spawn(self._perform([Effect.ASK_TO_REBOOT]))

@@ -113,12 +113,19 @@ class Reboots(Protocol):
     """Who permits reboots, and who carries them out."""
 
     def ask(
-        self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool
+        self,
+        now: datetime,
+        attempt: Attempt | None,
+        *,
+        hurry: bool,
+        without_lock: bool,
+        keep: bool = False,
     ) -> Wait | None:
         """Return why the host may not reboot now, or None. Asking again changes nothing.
 
         With ``hurry`` no window is waited for: a person forced the update. ``without_lock`` asks
-        nobody but this host.
+        nobody but this host. Whoever may not reboot holds nothing then, unless he is to ``keep`` a
+        permission that he needs for something else.
         """
         ...
 
@@ -138,10 +145,13 @@ class Reboots(Protocol):
         """Hold no permission any more; without one, nothing. Nothing forgets it on return."""
         ...
 
-    def reboot(self, attempt: Attempt | None, *, without_lock: bool) -> None:
+    def reboot(
+        self, attempt: Attempt | None, *, without_lock: bool, ready: Callable[[], None]
+    ) -> None:
         """Reboot the host. Returns when it is on its way; raises when it is refused.
 
-        The permission is looked at once more right before that, but not ``without_lock``.
+        The permission is looked at once more right before that, but not ``without_lock``. What is
+        ``ready`` is done last of all: nothing forbids the reboot any more, unless it raises.
         """
         ...
 

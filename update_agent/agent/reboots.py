@@ -42,10 +42,16 @@ class LocalReboots:
         return seconds
 
     def ask(
-        self, now: datetime, attempt: Attempt | None, *, hurry: bool, without_lock: bool = False
+        self,
+        now: datetime,
+        attempt: Attempt | None,
+        *,
+        hurry: bool,
+        without_lock: bool = False,
+        keep: bool = False,
     ) -> Wait | None:
         """Return why the host may not reboot now, or None. Raises HostError."""
-        del attempt, without_lock
+        del attempt, without_lock, keep
         closed = None if hurry else _closed(self._settings.windows, now)
         return closed or _inhibited(login.held(login.blockers(self._address)))
 
@@ -70,13 +76,13 @@ class LocalReboots:
         attempt: Attempt | None = None,
         *,
         without_lock: bool = False,
-        last_word: Callable[[], None] = reboot.go,
+        ready: Callable[[], None] = reboot.go,
     ) -> None:
         """Drain the host and reboot it. Raises HostError when somebody or something forbids it."""
         del attempt, without_lock
         if held := login.held(login.blockers(self._address)):
             raise HostError(held, hint=login.HINT)
-        self._carry_out(self.drain, last_word)
+        self._carry_out(self.drain, ready)
 
 
 def _closed(windows: Sequence[window.Window], now: datetime) -> Wait | None:

@@ -140,6 +140,10 @@ class Record:
         others = tuple(it for it in self.failed if it != version)
         return replace(self, failed=(*others, version)[-_FAILED:])
 
+    def trusting(self, version: Version) -> "Record":
+        """Return this without a release that is not to be tried again."""
+        return replace(self, failed=tuple(it for it in self.failed if it != version))
+
 
 def fresh(now: datetime) -> Record:
     """Return the record of a host that knows nothing yet."""
