@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ class Logind:
     inhibitors: list[tuple[str, str, str, str, int, int]] = field(default_factory=list)
     may_reboot: bool = True
     said: list[object] = field(default_factory=list)
+    rebooting: Callable[[], None] = lambda: None
+    """What the shutdown does before the answer is there."""
 
     def answer(self, message: Message) -> Message | bool:
         if message.message_type is not MessageType.METHOD_CALL or message.path != login.PATH:
@@ -37,6 +39,8 @@ class Logind:
             case "Reboot" if not self.may_reboot:
                 raise DBusError("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
             case "SetWallMessage" | "Reboot":
+                if message.member == "Reboot":
+                    self.rebooting()
                 self.said.append((message.member, *message.body))
                 return Message.new_method_return(message)
             case _:

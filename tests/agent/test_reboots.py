@@ -1,13 +1,15 @@
 """When a host may reboot: windows, who inhibits it, what drains it; against a logind of our own."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -113,6 +115,7 @@ class Systemd:
 
     path: Path
     folder: Path
+    ended: list[int] = field(default_factory=list)
 
     def accept_one(self) -> threading.Thread:
         listener = socket.socket(socket.AF_UNIX)
@@ -121,7 +124,7 @@ class Systemd:
 
         def serve() -> None:
             with listener, listener.accept()[0] as connection:
-                subprocess.run(
+                done = subprocess.run(
                     [sys.executable, "-c",
                      "import sys; from update_agent.ctl.reboot import main; sys.exit(main())",
                      "--folder", str(self.folder)],
@@ -129,6 +132,7 @@ class Systemd:
                     stderr=subprocess.DEVNULL, check=False,
                     cwd=ROOT, text=True,
                 )  # fmt: skip
+                self.ended.append(done.returncode)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -271,6 +275,33 @@ def test_a_program_that_ends_without_an_answer_holds_the_reboot_back(said: bytes
         thread.join()
 
 
+@pytest.mark.case(90)
+@pytest.mark.parametrize("said", [b"", b'{"error": ', b"[]\n"])
+def test_a_reboot_that_takes_along_who_would_answer_is_on_its_way(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(reboot.answer([], None))
+        thread = threading.Thread(target=lambda: _hear_go_and_say(theirs, said))
+        thread.start()
+        assert reboot.ask(ours, 5) == []
+        thread.join()
+
+
+@pytest.mark.case(90)
+def test_a_shutdown_that_ends_root_s_program_first_is_no_refusal(
+    systemd: Systemd, logind: Logind, tmp_path: Path
+) -> None:
+    put(systemd.folder, "10-who", f"echo $PPID > {tmp_path / 'pid'}")
+    logind.rebooting = lambda: os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    thread = systemd.accept_one()
+
+    reboot.by_root(30, address=systemd.path)
+
+    thread.join()
+    assert systemd.ended == [0]
+    assert logind.said[-1] == ("Reboot", False)
+
+
 @pytest.mark.parametrize("word", [b"", b"no\n", b"reboot", b"reboot now\n", b"r" * 99])
 def test_without_the_daemon_s_last_word_a_drained_host_is_not_rebooted(
     word: bytes, systemd: Systemd, logind: Logind
@@ -305,6 +336,14 @@ def test_a_daemon_that_is_forbidden_the_reboot_meanwhile_says_so_when_the_host_i
 
     thread.join()
     assert logind.said == []
+
+
+def _hear_go_and_say(connection: socket.socket, said: bytes) -> None:
+    heard = b""
+    while not heard.endswith(reboot.GO):
+        heard += connection.recv(64)
+    connection.sendall(said)
+    connection.close()
 
 
 def _say(connection: socket.socket, said: bytes) -> None:

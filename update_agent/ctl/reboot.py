@@ -7,6 +7,7 @@ word is the daemon's, which may hold a reboot slot no more by then.
 """
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise HostError(held, hint=login.HINT)  # noqa: TRY301  is answered like the others
         _say(reboot.answer(ran, None))
         reboot.hear_go(sys.stdin.fileno())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the shutdown that begins: it answers
         login.reboot(_MESSAGE)
     except HostError as error:
         failed = error

@@ -45,6 +45,10 @@ class NotThereError(BusError):
     """Nobody on the bus has the name."""
 
 
+class LostError(BusError):
+    """The answer did not come: nobody knows whether what was asked for is done."""
+
+
 class DeniedError(BusError):
     """The caller may not do this."""
 
@@ -103,11 +107,11 @@ class Connection:
             async with asyncio.timeout(patience):
                 reply = await self._bus.call(message)
         except (OSError, EOFError) as error:
-            raise BusError(f"the bus closed the connection: {error}") from error
+            raise LostError(f"the bus closed the connection: {error}") from error
         except TimeoutError as error:
-            raise BusError(f"{name} did not answer {member} for {patience:.0f} s") from error
+            raise LostError(f"{name} did not answer {member} for {patience:.0f} s") from error
         if reply is None:
-            raise BusError("the bus closed the connection")
+            raise LostError("the bus closed the connection")
         if reply.message_type is MessageType.ERROR:
             raise read_error(name, reply)
         return list(reply.body)
@@ -172,6 +176,8 @@ def read_error(name: str, reply: Message) -> UpdateAgentError:
         return NotThereError(f"{name} is not on the system bus: {message}")
     if found == f"{BUS}.Error.AccessDenied":
         return DeniedError(f"the system bus does not let you do this: {message}")
+    if found == f"{BUS}.Error.NoReply":
+        return LostError(f"{name} went away before it answered: {message}")
     return BusError(f"{name}: {message or found}")
 
 

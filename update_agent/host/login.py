@@ -7,10 +7,11 @@ root is obeyed even against those who block it: it is the caller who respects th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from update_agent.host.bus import Connection
+from update_agent.host.bus import Connection, LostError
 
 NAME = "org.freedesktop.login1"
 PATH = "/org/freedesktop/login1"
@@ -50,11 +51,15 @@ def held(found: Sequence[Inhibitor]) -> str | None:
 
 
 def reboot(message: str, address: str | None = None) -> None:
-    """Tell who is logged in ``message``, and reboot. Returns on the way. Raises HostError."""
+    """Tell who is logged in ``message``, and reboot. Returns on the way. Raises HostError.
+
+    A reboot that has begun may take logind and the bus along before they answer.
+    """
 
     async def both(connection: Connection) -> None:
         await connection.call(NAME, PATH, MANAGER, "SetWallMessage", "sb", [message, True])
-        await connection.call(NAME, PATH, MANAGER, "Reboot", "b", [False])
+        with suppress(LostError):
+            await connection.call(NAME, PATH, MANAGER, "Reboot", "b", [False])
 
     _connected(address, both)
 

@@ -3,7 +3,8 @@
 The daemon sends a line with the time limit of the programs in pre-reboot.d, in seconds. The other
 side runs them, and says so in a line of JSON: what it ran, or what failed. Then the daemon has the
 last word, ``reboot`` and a line's end; whatever else it says, or when it is gone, nothing is
-rebooted. The answer to that is a line as the first. It takes nothing else from the daemon, so a
+rebooted. The answer to that is a line as the first, and only one that names an error is a refusal:
+a reboot that has begun may end whoever would answer. It takes nothing else from the daemon, so a
 daemon gone bad can have this host rebooted, and no more.
 """
 
@@ -13,6 +14,7 @@ import re
 import select
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from update_agent.errors import HostError
@@ -27,6 +29,10 @@ _LINE = re.compile(rb"([0-9]{1,6}(?:\.[0-9]{1,3})?)\n")
 _MAX = 16 * 1024
 _LONGEST = 64
 _LOOK = "journalctl -u 'update-agent-reboot@*'"
+
+
+class _SilentError(HostError):
+    """There was no answer, or none that is whole."""
 
 
 def go() -> None:
@@ -59,7 +65,8 @@ def ask(connection: socket.socket, limit: float, last_word: Callable[[], None] =
     ran = _answered(connection)
     last_word()
     connection.sendall(GO)
-    _answered(connection)
+    with suppress(_SilentError, OSError):
+        _answered(connection)
     return ran
 
 
@@ -71,7 +78,7 @@ def _answered(connection: socket.socket) -> list[str]:
         answer = json.loads(data)
         error, ran = answer["error"], [str(it) for it in answer["ran"]]
     except (ValueError, KeyError, TypeError) as problem:
-        raise HostError("the reboot ended without an answer", hint=_LOOK) from problem
+        raise _SilentError("the reboot ended without an answer", hint=_LOOK) from problem
     if error is not None:
         raise HostError(str(error), hint=answer.get("hint"))
     return ran
