@@ -15,8 +15,8 @@ from update_agent.errors import HostError
 from update_agent.host import bus
 from update_agent.host.bus import Connection, NotThereError
 
-_PATIENCE = 900.0
-"""Seconds for a method: a disk may be slow, and draining a host takes its time."""
+_PATIENCE = 25 * 3600.0
+"""Seconds for a method: draining a host may take a day. A daemon that ends meanwhile is noticed."""
 
 HINT = "systemctl status update-agentd"
 
