@@ -35,9 +35,24 @@ from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Outcome, Record
 from update_agent.core.settings import Cluster, Reboot, Settings, Strategy
 from update_agent.core.trust import ExpiredError, UntrustedError
+from update_agent.core.wire import UnverifiedError
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host.bus import NotNowError
 from update_agent.host.offer import Offer
+
+ON_TRIAL = Boot(boot_id="b2", root_hash=NEW, successful=False)
+IN_TURN = Settings(
+    update=FOLLOWS,
+    reboot=Reboot(strategy=Strategy.LOCK),
+    cluster=Cluster(endpoints=("https://e.example",)),
+)
+
+
+def seconds(fakes: Fakes) -> float:
+    """Return when something happens by itself."""
+    assert fakes.timer
+    return fakes.timer.seconds
+
 
 # Stories -----------------------------------------------------------------------------------------
 
@@ -254,6 +269,32 @@ def test_a_host_that_installs_by_hand_waits_for_a_person() -> None:
     assert "installed" not in fakes.did
 
 
+def test_force_reboots_no_host_that_a_person_reboots() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        for _ in range(2):
+            await case.daemon.install(force=True)
+            await case.settle()
+
+    case = play(story, fakes, BY_PERSON)
+
+    assert case.state is State.WAITING_TO_REBOOT
+    assert "reboot" not in fakes.did
+
+
+def test_who_resumes_asks_at_once() -> None:
+    fakes = Fakes(answers=[OFFER])
+
+    async def story(case: Case) -> None:
+        await case.daemon.pause("lunch")
+        await check(case)
+        assert case.state is State.WAITING
+        await case.daemon.resume()
+
+    assert play(story, fakes).state is State.REBOOTING
+
+
 def test_force_asks_as_a_forced_host() -> None:
     fakes = Fakes(answers=[OFFER])
 
@@ -458,6 +499,50 @@ def test_a_reboot_that_the_system_refuses_disarms_and_waits_with_the_reason() ->
     assert fakes.did[-4:] == ["arm", "reboot", "disarm", "give back"]
 
 
+def test_a_host_whose_reboot_is_refused_is_drained_less_and_less_often() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"drain": HostError("web-1 does not stop")})
+    pauses: list[float] = []
+
+    async def story(case: Case) -> None:
+        await check(case)
+        for _ in range(6):
+            pauses.append(seconds(fakes) / 60)
+            await case.pass_time()
+
+    play(story, fakes)
+
+    assert pauses == [2, 4, 8, 16, 30, 30]
+
+
+def test_what_is_not_verified_any_more_is_installed_again() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"arm": UnverifiedError("not as it was verified")})
+
+    async def story(case: Case) -> None:
+        await check(case)
+        fakes.did.clear()
+        fakes.trouble.clear()
+        fakes.trouble["arm"] = UnverifiedError("not as it was verified")
+        await case.pass_time()
+
+    case = play(story, fakes)
+
+    assert [it for it in fakes.did if it.startswith("install ")]
+    dropped = case.daemon.record.history[-1]
+    assert (dropped.outcome, dropped.why) == (Outcome.DROPPED, "not as it was verified")
+
+
+def test_who_waits_for_the_gap_between_two_reboots_keeps_its_place() -> None:
+    gap = Wait(reason=Reason.LOCK_GAP, sentence="a gap", ends="it is over",
+               until=START + timedelta(minutes=5))  # fmt: skip
+    fakes = Fakes(answers=[OFFER], permission=gap)
+
+    async def story(case: Case) -> None:
+        await check(case)
+        assert seconds(fakes) == 60
+
+    play(story, fakes, IN_TURN)
+
+
 def test_a_slot_that_cannot_be_armed_is_not_rebooted_into() -> None:
     fakes = Fakes(answers=[OFFER], trouble={"arm": HostError("both tables are damaged")})
 
@@ -530,6 +615,56 @@ def test_cancelling_forgets_what_is_staged(staged: Fakes) -> None:
 
     assert case.state is State.IDLE
     assert case.daemon.record.attempt is None
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_was_cancelled_is_disarmed_however_long_the_writer_does_not(*, restarts: bool) -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes, BY_PERSON)
+    fakes.trouble["disarm"] = HostError("the writer does not answer")
+
+    async def cancel(case: Case) -> None:
+        await case.daemon.cancel()
+
+    async def minute(case: Case) -> None:
+        fakes.did.clear()
+        assert seconds(fakes) == 60
+        await case.pass_time()
+        assert fakes.did == ["disarm"]
+        fakes.trouble.clear()
+        await case.pass_time()
+        assert fakes.did == ["disarm", "disarm"]
+        assert seconds(fakes) > 60
+
+    async def both(case: Case) -> None:
+        await cancel(case)
+        await case.settle()
+        await minute(case)
+
+    if restarts:
+        play(cancel, fakes, BY_PERSON)
+        case = play(minute, fakes, BY_PERSON)
+    else:
+        case = play(both, fakes, BY_PERSON)
+
+    assert (case.state, case.daemon.record.disarm) == (State.IDLE, False)
+
+
+def test_what_boots_though_it_was_to_be_disarmed_is_a_trial_like_others() -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes, BY_PERSON)
+    fakes.trouble["disarm"] = HostError("the power goes")
+
+    async def cancel(case: Case) -> None:
+        await case.daemon.cancel()
+
+    play(cancel, fakes, BY_PERSON)
+    fakes.booted = ON_TRIAL
+    fakes.did.clear()
+    case = play(nothing, fakes, BY_PERSON)
+
+    assert (case.state, case.daemon.record.disarm) == (State.TRIAL, False)
+    assert "disarm" not in fakes.did
 
 
 def test_a_restart_before_the_reboot_asks_again_and_installs_nothing(staged: Fakes) -> None:
@@ -1047,14 +1182,6 @@ def test_a_reboot_that_never_comes_is_not_waited_for_for_ever() -> None:
 # Rolling back ------------------------------------------------------------------------------------
 
 
-ON_TRIAL = Boot(boot_id="b2", root_hash=NEW, successful=False)
-IN_TURN = Settings(
-    update=FOLLOWS,
-    reboot=Reboot(strategy=Strategy.LOCK),
-    cluster=Cluster(endpoints=("https://e.example",)),
-)
-
-
 async def roll_back(case: Case) -> None:
     await case.daemon.rollback()
 
@@ -1118,9 +1245,7 @@ def test_nothing_begins_on_a_host_that_goes_down_to_roll_back() -> None:
         for call in (case.daemon.check, case.daemon.install, case.daemon.rollback):
             with pytest.raises(NotNowError, match="while this host goes down to roll back"):
                 await call()
-        timer = fakes.timer
-        assert timer
-        assert timer.seconds == 15 * 60
+        assert seconds(fakes) == 15 * 60
 
     case = play(story, fakes)
 

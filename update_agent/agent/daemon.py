@@ -33,6 +33,7 @@ from update_agent.core.release import Host
 from update_agent.core.settings import Settings, Strategy
 from update_agent.core.trust import ExpiredError
 from update_agent.core.version import Version
+from update_agent.core.wire import UnverifiedError
 from update_agent.errors import HostError, ReleaseError, UpdateAgentError
 from update_agent.host import reboot
 from update_agent.host.bus import NotNowError
@@ -41,7 +42,7 @@ from update_agent.host.offer import Offer
 logger = logging.getLogger(__name__)
 
 _ASK_AGAIN = timedelta(minutes=1)
-"""After which a reboot that is held back is asked for again, when nobody said a time."""
+"""After which what could not be done is tried again, when nobody said a time."""
 
 _NO_REBOOT = timedelta(minutes=15)
 """After which a reboot that was begun, and did not come, is taken for refused."""
@@ -143,6 +144,8 @@ class Daemon:
         """None until the writer told; nothing begins before that."""
         self._no_reboot: datetime | None = None
         """When a reboot that was begun is taken for refused."""
+        self._refused = 0
+        """How many reboots in a row were refused after they had been permitted."""
         self._rolling_back = False
         """This host goes down for a rollback, as soon as it may: nothing else begins."""
         self._turned_back = False
@@ -200,10 +203,11 @@ class Daemon:
         """Install what is offered, whatever this host's own pause says.
 
         With ``force`` past waves and the reboot window; ``without_lock`` asks the cluster nothing.
-        Raises NotNowError.
+        Where a person reboots the host, this does not. Raises NotNowError.
         """
-        if force and lifecycle.takes(self.record.state, Event.PERMITTED):
-            await self.reboot(without_lock=without_lock)  # only the reboot is waited for
+        if force and lifecycle.takes(self.record.state, Event.PERMITTED):  # what is left to do
+            if self.settings.reboot.strategy is not Strategy.OFF:
+                await self.reboot(without_lock=without_lock)
             return
         wish = Wish(asked=True, forced=force, hurry=force, without_lock=without_lock)
         await self._asked_for(Event.CHECK, "install", wish)
@@ -227,6 +231,8 @@ class Daemon:
         """Undo ``pause``."""
         self._want_awake("resume")
         await self._keep(lambda it: replace(it, paused=None))
+        if self.record.wait and self.record.wait.reason is Reason.PAUSED_HERE:
+            await self._may_happen(Event.CHECK)  # for this host is not paused any more
         self._schedule()
 
     async def reboot(self, *, without_lock: bool = False) -> None:
@@ -296,7 +302,7 @@ class Daemon:
 
     async def _turn_back(self) -> None:
         """Let the other slot boot next: the reboot is certain."""
-        await self._keep(lambda it: it.avoiding(self.host.version))
+        await self._keep(lambda it: replace(it.avoiding(self.host.version), disarm=False))
         self._turned_back = True
         await asyncio.to_thread(self._world.slots.rollback)
 
@@ -331,6 +337,11 @@ class Daemon:
             if on_trial and boot.successful:
                 self._boot = boot
                 await self._step(Event.CONFIRMED)
+
+    @property
+    def _owes_disarm(self) -> bool:
+        """What nobody wants any more may be the next to boot."""
+        return self.record.disarm and self.record.state in _AT_REST
 
     @property
     def _on_trial(self) -> bool:
@@ -391,6 +402,11 @@ class Daemon:
             await self._warn()  # before the failure itself is kept: nothing comes between
         await self._keep(lambda it: self._moved(it, step, event, wait, why))
         self._wish = wish or self._left_of_wish(event, step.state)
+        self._refused = (
+            self._refused + 1
+            if event is Event.NOT_REBOOTED
+            else (0 if step.state in _AT_REST else self._refused)
+        )
         self._no_reboot = None
         if Effect.INSTALL in step.effects:
             self._cancelled = threading.Event()
@@ -414,6 +430,7 @@ class Daemon:
     ) -> Record:
         """Return the record with what a step writes into it."""
         moved = found.moved(step.state, self._world.now(), wait)
+        moved = replace(moved, disarm=_to_disarm(found, step, event))
         for effect in step.effects:
             moved = self._noted(effect, moved, event, why)
         return moved
@@ -458,6 +475,8 @@ class Daemon:
     async def _perform(self, effects: Sequence[Effect]) -> None:
         async with self._work:
             try:
+                if self.record.disarm and Effect.DISARM not in effects:
+                    await self._disarm()  # which could not be done before
                 for effect in effects:
                     if perform := self._performers.get(effect):
                         await perform(self)
@@ -465,6 +484,8 @@ class Daemon:
                 if not lifecycle.takes(self.record.state, Event.NOT_REBOOTED):
                     raise  # the record cannot be kept: who begins anew goes on from what is
                 await self._may_happen(Event.NOT_REBOOTED, wait=_held_back(error))
+                if isinstance(error, UnverifiedError) and self._refused > 1:
+                    await self._drop(str(error))  # it is installed again, and so mended
             if _SHOWN.intersection(effects):
                 await self._look()
                 self._world.tell(self)
@@ -682,7 +703,7 @@ class Daemon:
                 if before:
                     await self._keep(lambda it: it.arming(before.armed_in, armed=before.armed))
                 raise
-            await self._keep(lambda it: it.arming(None, armed=False))
+            await self._keep(Record.disarmed)
 
     async def _give_back(self) -> None:
         with _survived("cannot give the permission to reboot back"):
@@ -747,9 +768,12 @@ class Daemon:
         )
         if state is State.WAITING_TO_REBOOT and not left:
             until = wait.until if wait else None  # far away, the clock may be set meanwhile
+            if wait and wait.reason is Reason.LOCK_GAP:
+                until = None  # its place in the queue is to be kept, and an offer may come
             longest = now + self.settings.update.interval
-            return min(max(now, until), longest) if until else now + _ASK_AGAIN
-        if state is State.TRIAL:
+            again = now + record.backoff(self._refused, self.settings.update.interval)
+            return min(max(now, until), longest) if until else again
+        if state is State.TRIAL or self._owes_disarm:
             return now + _ASK_AGAIN
         if not (left or lifecycle.takes(state, Event.CHECK)) or not self.settings.update.repository:
             return None
@@ -781,6 +805,9 @@ class Daemon:
         if self._rolling_back:
             self._spawn(self._not_rolled_back())
             return
+        if self._owes_disarm:
+            self._spawn(self._try_to_disarm())
+            return
         self.next_check = None
         if self.record.state is State.WAITING_TO_REBOOT:
             self._spawn(self._perform([Effect.ASK_TO_REBOOT]))
@@ -791,14 +818,28 @@ class Daemon:
         else:
             self._spawn(self._may_happen(Event.CHECK))
 
+    async def _try_to_disarm(self) -> None:
+        await self._perform([Effect.DISARM])
+        self._schedule()
+
     async def _look_whether_confirmed(self) -> None:
         with _survived("cannot see whether the running release is confirmed"):
             await self.confirmed()
         self._schedule()
 
 
+_OTHER_SLOT = frozenset({Event.ON_TRIAL, Event.CONFIRMED, Event.FELL_BACK})
+"""What is found after the armed slot was booted: what was to be disarmed is over."""
+
 _SHOWN = frozenset({Effect.INSTALL, Effect.ARM, Effect.DISARM, Effect.END})
 """After which the slots stand otherwise than before."""
+
+
+def _to_disarm(found: Record, step: lifecycle.Step, event: Event) -> bool:
+    """Return whether the other slot is to be disarmed after a step, and is not yet."""
+    if event in _OTHER_SLOT or Effect.ARM in step.effects:
+        return False
+    return found.disarm or Effect.DISARM in step.effects
 
 
 def _failed_once_more(found: Record) -> Record:

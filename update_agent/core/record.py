@@ -89,6 +89,8 @@ class Record:
     """Releases that did not come up here."""
     history: Annotated[tuple[Past, ...], Meta(max_length=_HISTORY)] = ()
     """The newest last."""
+    disarm: bool = False
+    """The other slot is not to boot, and may be armed yet."""
     paused: Text | None = None
     """Why this host's people want no update now."""
     checked: Time | None = None
@@ -127,6 +129,10 @@ class Record:
         if self.attempt is None:
             return self
         return self.began(replace(self.attempt, armed_in=boot_id, armed=armed))
+
+    def disarmed(self) -> "Record":
+        """Return this with no slot armed, and none to be disarmed."""
+        return replace(self.arming(None, armed=False), disarm=False)
 
     def ended(self, outcome: Outcome, now: datetime, why: str) -> "Record":
         """Return this with its attempt, if there is one, in the past."""
