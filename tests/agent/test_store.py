@@ -12,7 +12,9 @@ from update_agent.core import record
 from update_agent.core.lifecycle import State
 from update_agent.errors import HostError
 
-KEPT = replace(record.fresh(START), state=State.FAILED, failed=(V("1.1.0"),))
+KEPT = replace(
+    record.fresh(START), state=State.FAILED, failed=(V("1.1.0"),), paused="a move", disarm=True
+)
 
 
 def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
@@ -37,10 +39,10 @@ def test_what_is_understood_of_a_damaged_record_is_kept_and_the_rest_put_aside(
     with caplog.at_level(logging.ERROR):
         found = store.load(START)
 
-    assert found.failed == (V("1.1.0"),)
+    assert (found.failed, found.paused, found.disarm) == ((V("1.1.0"),), "a move", True)
     assert (tmp_path / "record.damaged.json").read_bytes() == damaged
     assert "record.damaged.json" in caplog.text
-    assert not file.exists()
+    assert store.load(START) == found
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 4096, b"{", b"[]"])

@@ -1,4 +1,4 @@
-"""Where the record is kept: one file, replaced whole; a damaged one is put aside, never lost.
+"""Where the record is kept: one file, replaced whole; of a damaged one a copy is kept aside.
 
 One daemon at a time: whoever holds the lock on the folder. What cannot be written is an error for
 whoever changes the record, and leaves both the file and the daemon's memory as they were.
@@ -52,7 +52,9 @@ class FileStore:
             raise HostError(f"cannot read {self._file}: {error.strerror}") from error
         found, damage = record.decode(data, now)
         if damage:
-            logger.error("%s; going on with what is left of it, see %s", damage, self._put_aside())
+            aside = self._keep_aside(data)
+            logger.error("%s; going on with what is left of it, see %s", damage, aside)
+            self.save(found)  # the next start finds at least this
         return found
 
     def save(self, found: Record) -> None:
@@ -62,11 +64,11 @@ class FileStore:
         except OSError as error:
             raise HostError(f"cannot write {self._file}: {error.strerror}") from error
 
-    def _put_aside(self) -> Path:
+    def _keep_aside(self, data: bytes) -> Path:
         aside = self._folder / _ASIDE
         try:
-            self._file.replace(aside)
+            files.replace(aside, data)
         except OSError as error:
-            logger.warning("cannot put %s aside: %s", self._file, error.strerror)
+            logger.warning("cannot keep what was in %s: %s", self._file, error.strerror)
             return self._file
         return aside

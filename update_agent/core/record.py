@@ -2,8 +2,8 @@
 
 One document, replaced whole. Another version of the daemon may have written it: fields that are not
 known are left out, and of a document of a later format at least the attempt under way, what failed
-here and the history are taken. So after a rollback the old daemon does not try again what the new
-one knew to be bad, nor the new one itself.
+here, the history and whether people paused this host are taken. So after a rollback the old daemon
+does not try again what the new one knew to be bad, nor the new one itself.
 """
 
 import json
@@ -187,4 +187,4 @@ def _salvaged(data: bytes, now: datetime) -> Record:
     return replace(kept, state=State.REBOOTING if armed else State.IDLE)
 
 
-_SALVAGED = ("attempt", "failed", "history")
+_SALVAGED = ("attempt", "failed", "history", "paused", "disarm")
