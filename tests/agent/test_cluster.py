@@ -17,9 +17,12 @@ from tests.etcd import Cluster as Etcds
 from tests.etcd import cluster, etcd1, etcd3, until
 from tests.logind import BACKUP, Logind
 from tests.logind import on_bus as logind_on_bus
+from update_agent.agent import main as daemon
 from update_agent.agent.cluster import NOTE, ClusterReboots
+from update_agent.agent.main import Parts
 from update_agent.agent.ports import NotPermittedError
 from update_agent.agent.reboots import LocalReboots
+from update_agent.agent.store import FileStore
 from update_agent.core.lifecycle import Boot, State
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Attempt
@@ -297,6 +300,54 @@ def test_past_the_cluster_is_not_past_who_blocks_a_reboot(fleet: Fleet, logind: 
 
     assert wait
     assert wait.reason is Reason.INHIBITED
+
+
+# Other settings ----------------------------------------------------------------------------------
+
+
+def test_what_was_held_in_the_group_of_before_is_given_back_there(fleet: Fleet) -> None:
+    first = fleet.host(1)
+    assert ask(first) is None
+    fleet.group, before = f"{fleet.group}-new", fleet.group
+    fleet.change(lambda it: it)
+
+    moved = fleet.host(1, boot="b2")
+    moved.give_back()
+    fleet.group, after = before, fleet.group
+
+    until(lambda: fleet.holders() == [])
+    fleet.group = after
+    assert ask(moved) is None
+    assert fleet.holders() == ["web-1"]
+
+
+def test_who_asks_in_another_group_holds_nothing_in_the_one_of_before(fleet: Fleet) -> None:
+    assert ask(fleet.host(1)) is None
+    fleet.group, before = f"{fleet.group}-new", fleet.group
+    fleet.change(lambda it: it)
+
+    assert ask(fleet.host(1)) is None
+
+    assert fleet.holders() == ["web-1"]
+    fleet.group = before
+    assert fleet.holders() == []
+
+
+@pytest.mark.parametrize("strategy", [Strategy.IMMEDIATE, Strategy.OFF])
+def test_who_reboots_in_turn_no_more_gives_back_what_it_holds(
+    strategy: Strategy, fleet: Fleet
+) -> None:
+    assert ask(fleet.host(1)) is None
+    settings = replace(fleet.settings(), reboot=Reboot(strategy=strategy))
+    folder = fleet.folder / "1"
+    parts = Parts(
+        host=replace(HOST, machine_id=f"{1:032x}"), settings=settings, store=FileStore(folder),
+        slots=Fakes(), group=None, folder=folder,
+    )  # fmt: skip
+
+    daemon._reboots(parts, None).give_back()
+
+    until(lambda: fleet.holders() == [])
 
 
 # Bad releases ------------------------------------------------------------------------------------

@@ -324,6 +324,7 @@ NONSENSE: list[tuple[str, Plan]] = [
     ("too-few-answers", Says(GOOD + b"}")),
     ("no-base64", Says(GOOD + b',"responses":[{"response_range":{"kvs":[{"key":"*"}]}}]}')),
     ("no-integer", Says(b'{"header":{"cluster_id":"1","revision":"x"}}')),
+    ("infinite", Says(b'{"header":{"cluster_id":"1","revision":1e999}}')),
     ("strings-for-objects", Says(b'{"header":"x","responses":["x",7]}')),
     ("deep", Says(b"[" * 100_000)),
     ("bad-gateway", Says(b"<html>502</html>", status=502)),

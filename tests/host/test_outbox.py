@@ -69,6 +69,18 @@ def test_a_damaged_report_is_left_out_and_a_damaged_head_begins_another_queue(
     assert again.put(ANY).queue == "2" * 32
 
 
+def test_another_queue_comes_behind_what_is_left_of_the_first(tmp_path: Path) -> None:
+    outbox = box(tmp_path)
+    for _ in range(3):
+        outbox.put(ANY)
+    (tmp_path / "reports/head.json").unlink()
+
+    again = box(tmp_path, name="2" * 32)
+    new = again.put(ANY)
+
+    assert again.waiting(10)[-1] == new, "the newest was taken for the oldest"
+
+
 @pytest.mark.case(38)
 @pytest.mark.parametrize("dies_at", [1, 2])
 def test_a_number_is_never_given_twice_wherever_it_dies(

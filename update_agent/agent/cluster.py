@@ -43,13 +43,18 @@ _PAUSES = 1.0, 60.0
 """Seconds between two tries to tell etcd something: the first, and the longest."""
 
 
-def lock_of(settings: Cluster, me: Me, etcd: Etcd, folder: Path) -> Lock:
-    """Return this host's part in its group, as it was left in ``folder``. Raises HostError."""
+def lock_of(settings: Cluster, me: Me, etcd: Etcd, book: Notebook, name: str) -> Lock:
+    """Return this host's part in the group ``name``, as it stands in its notebook."""
     return Lock(
-        Group(etcd, settings.group, host=me.host), me, Notebook(folder / NOTE),
+        Group(etcd, name, host=me.host), me, book,
         now=identity.clock, new_nonce=lambda: uuid.uuid4().hex,
         stale=settings.stale.total_seconds(),
     )  # fmt: skip
+
+
+def holds(folder: Path) -> bool:
+    """Return whether a reboot slot may be held since the settings were others. Raises HostError."""
+    return Notebook(folder / NOTE).note.nonce is not None
 
 
 class ClusterReboots:
@@ -70,7 +75,12 @@ class ClusterReboots:
         self._me = me or cluster.me(settings, host.machine_id, local.drain)
         self._running = host.version
         self._etcd = cluster.connected(settings)
-        self._lock = lock_of(settings, self._me, self._etcd, folder)
+        book = Notebook(folder / NOTE)
+        self._lock = lock_of(settings, self._me, self._etcd, book, settings.group)
+        self._former: Lock | None = None
+        """In the group that the settings named when this host asked for a slot of it."""
+        if book.note.nonce and book.note.group not in ("", settings.group):
+            self._former = lock_of(settings, self._me, self._etcd, book, book.note.group)
         self._queued = False
         self._courier = Courier(self._deliver, chance)
 
@@ -101,6 +111,8 @@ class ClusterReboots:
             if wait := self._quorum():
                 give_back()
                 return self._lock.look(self._running, target) or wait
+            if self._former:
+                self._former.leave_later()
             self._deliver()
             wait = self._lock.acquire(self._running, target)
         self._queued = wait is not None
@@ -169,7 +181,8 @@ class ClusterReboots:
             group.tell_bad(self._etcd, version.text, self._me.host, self._me.name)
             self._lock.told(version)
             logger.info("the cluster knows that %s rolled back here", version)
-        self._lock.leave()
+        (self._former or self._lock).leave()
+        self._former = self._former if self._lock.wishing else None
         return True
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from update_agent import cli
 from update_agent.agent.bus import Service, group_id
-from update_agent.agent.cluster import ClusterReboots
+from update_agent.agent.cluster import ClusterReboots, holds
 from update_agent.agent.daemon import Daemon, World
 from update_agent.agent.ports import Reboots, Slots
 from update_agent.agent.reboots import LocalReboots
@@ -205,10 +205,15 @@ def _world(parts: Parts, told: Sequence[Callable[[Daemon], None]], address: str 
 
 
 def _reboots(parts: Parts, address: str | None) -> Reboots:
-    local = LocalReboots(parts.settings, address=address)
-    if parts.settings.reboot.strategy is not Strategy.LOCK:
+    settings = parts.settings
+    local = LocalReboots(settings, address=address)
+    locks = settings.reboot.strategy is Strategy.LOCK
+    if not locks and not (settings.cluster.endpoints and holds(parts.folder)):
         return local
-    return ClusterReboots(local, parts.settings.cluster, parts.host, parts.folder)
+    in_turn = ClusterReboots(local, settings.cluster, parts.host, parts.folder)
+    if locks:
+        return in_turn
+    return LocalReboots(settings, address=address, give_back=in_turn.give_back)
 
 
 # How it ends -------------------------------------------------------------------------------------

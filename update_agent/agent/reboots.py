@@ -21,8 +21,15 @@ CarryOut = Callable[[float, Callable[[], None]], None]
 """Drains the host within so many seconds, asks for the last word, and reboots it."""
 
 
+def _nothing() -> None:
+    """Give nothing back."""
+
+
 class LocalReboots:
-    """Reboots that nobody but this host permits, ``ports.Reboots``. ``address`` is the bus's."""
+    """Reboots that nobody but this host permits, ``ports.Reboots``. ``address`` is the bus's.
+
+    Nobody is asked, so there is nothing to ``give_back`` but what other settings left.
+    """
 
     def __init__(
         self,
@@ -30,10 +37,12 @@ class LocalReboots:
         *,
         address: str | None = None,
         carry_out: CarryOut = reboot.by_root,
+        give_back: Callable[[], None] = _nothing,
     ) -> None:
         self._settings = settings.reboot
         self._address = address
         self._carry_out = carry_out
+        self.give_back = give_back
 
     @property
     def drain(self) -> float:
@@ -67,9 +76,6 @@ class LocalReboots:
 
     def rolled_back(self, version: Version) -> None:
         """Nobody is told."""
-
-    def give_back(self) -> None:
-        """Nobody was asked."""
 
     def reboot(
         self,

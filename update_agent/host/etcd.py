@@ -817,7 +817,7 @@ def _int(found: Mapping[str, Any], name: str) -> int:
     """Return an integer that may come as a string, or, when it is zero, not at all."""
     try:
         return int(found.get(name, 0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # 1e999 is a number of JSON
         raise UnclearError(f"etcd sent {name}={found[name]!r}, wanted an integer") from error
 
 

@@ -70,6 +70,8 @@ class Note:
     format: Format = 1
     nonce: Nonce | None = None
     """Of a wish that is not over."""
+    group: Annotated[str, Meta(max_length=64)] = ""
+    """Whose reboot slot it is for; this host may have another group by now."""
     boots: Annotated[tuple[str, ...], Meta(max_length=_BOOTS)] = ()
     """The boots of this host, and of no copy of it, that had this wish."""
     leaving: bool = False
@@ -234,7 +236,8 @@ class Lock:
                 raise EtcdError(wait.sentence, hint=wait.ends)
             if wait:
                 self._leave_what_is_missing(nonce)
-            self._book.write(replace(self._book.note, nonce=None, boots=(), leaving=False))
+            after_it = replace(self._book.note, nonce=None, group="", boots=(), leaving=False)
+            self._book.write(after_it)
 
     # What is owed to etcd, until it can be reached
 
@@ -288,7 +291,8 @@ class Lock:
         note, boot = self._book.note, self._me.boot_id
         nonce = note.nonce or self._new_nonce()
         boots = note.boots if boot in note.boots else (*note.boots, boot)[-_BOOTS:]
-        self._book.write(replace(note, nonce=nonce, boots=boots, leaving=False))
+        group = self._group.name
+        self._book.write(replace(note, nonce=nonce, group=group, boots=boots, leaving=False))
         return replace(self._holder(nonce), running=running, target=target)
 
     def _newest_for(self, ask: Ask) -> View | None:

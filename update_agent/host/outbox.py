@@ -88,13 +88,18 @@ class Outbox:
             files.make_folders(self._folder)
             self._head = document.decode(path.read_bytes(), _Head, str(path))
         except FileNotFoundError:
-            self._head = _Head(queue=self._new_id())
+            self._head = self._another()
         except DocumentError as error:
             logger.warning("%s; beginning another queue of reports", error)
-            self._head = _Head(queue=self._new_id())
+            self._head = self._another()
         except OSError as error:
             raise HostError(f"cannot use {self._folder}: {error.strerror}") from error
         return self._head
+
+    def _another(self) -> _Head:
+        """Return another queue, behind what is left of the one before it."""
+        left = self._paths()
+        return _Head(queue=self._new_id(), sequence=int(left[-1].stem) if left else 0)
 
     def _read(self, path: Path) -> Iterator[Report]:
         try:
