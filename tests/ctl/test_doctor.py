@@ -3,30 +3,38 @@
 import json
 import shutil
 import socket
+import threading
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.agent.fakes import Fakes
 from tests.agent.stage import Stage, fakes, stage
 from tests.bus import bus
 from tests.cgroups import Cgroups
+from tests.core.test_wire import SLOT
 from tests.ctl.test_offer import fleet, published, releases, web
 from tests.etcd import Cluster, etcd1, etcd3
 from tests.web import Web
 from update_agent.core import settings
+from update_agent.core.lifecycle import State as LifeState
 from update_agent.core.semaphore import Semaphore
-from update_agent.core.settings import Reboot, Settings, Strategy, Update
+from update_agent.core.settings import Duration, Reboot, Settings, Strategy, Trial, Update
+from update_agent.core.slot import SlotName
 from update_agent.core.window import Window
+from update_agent.core.wire import REQUESTS, State
 from update_agent.ctl import doctor
 from update_agent.ctl.doctor import CHECKS, Finding, Host, Level, looked
 from update_agent.ctl.main import main
 from update_agent.errors import HostError
 from update_agent.host import cgroup, identity
 from update_agent.host.group import Edit, Group
+from update_agent.host.wire import Connection
 
 __all__ = ["bus", "etcd1", "etcd3", "fakes", "fleet", "published", "releases", "stage", "web"]
 
@@ -140,11 +148,49 @@ def test_a_clock_is_right_when_it_is_synchronized_and_not_behind(
     assert "the clock says 1970-01-02" in finding.text
 
 
-def test_a_writer_that_listens_answers(host: Host) -> None:
+def test_a_writer_answers_and_is_not_only_listened_for_by_systemd(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(host.writer))
         listener.listen()
-        assert only("writer", host).level is Level.OK
+
+        def answer() -> None:
+            with closing(Connection(listener.accept()[0])) as caller:
+                caller.receive(REQUESTS, silence=20)
+                caller.send(State(a=SLOT, b=SLOT, next=SlotName.A, why="slot A boots next"))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        finding = only("writer", host)
+        thread.join()
+        assert (finding.level, finding.text) == (
+            Level.OK, f"{host.writer} answers: slot A boots next",
+        )  # fmt: skip
+
+        monkeypatch.setattr(doctor, "_PATIENCE", 0.05)
+        assert only("writer", host).level is Level.PROBLEM
+
+
+def test_a_trial_has_to_be_longer_than_what_it_waits_for(host: Host) -> None:
+    assert only("trial", host).level is Level.OK
+    host = replace(host, settings=Settings(trial=Trial(soak=Duration(minutes=30))))
+    finding = only("trial", host)
+    assert finding.level is Level.WARNING
+    assert "35 min" in finding.text
+
+
+def test_a_daemon_that_waits_for_what_nobody_decided_is_in_trouble(
+    stage: Stage, host: Host, fakes: Fakes
+) -> None:
+    fakes.answers = [HostError("no route to host", hint="the network")]
+    stage.do(stage.daemon.check)
+    stage.until(LifeState.WAITING)
+
+    state, trouble = found("daemon", host)
+
+    assert state.level is Level.OK
+    assert (trouble.level, trouble.text) == (Level.PROBLEM, "no route to host")
 
 
 def test_a_host_whose_disk_can_be_shared_has_the_io_controller_and_pressure(host: Host) -> None:

@@ -120,7 +120,8 @@ class Trial:
     health: Duration = field(default_factory=lambda: _minutes(5))
     """How long the programs in health.d may take, all together."""
     soak: Duration = field(default_factory=lambda: _minutes(1))
-    """How long it must stay healthy before it is confirmed."""
+    """How long it must stay healthy before it is confirmed; update-agent-trial.timer ends a trial
+    10 minutes after the boot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

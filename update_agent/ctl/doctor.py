@@ -7,7 +7,6 @@ working is a problem.
 
 import json
 import os
-import socket
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -17,10 +16,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from update_agent import cli
+from update_agent.core.reason import Reason
 from update_agent.core.settings import Settings, Strategy
 from update_agent.ctl.words import length, megabytes, row
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.host import cgroup, config, identity, paths, programs, writer
+from update_agent.host.writer import Writer
 
 SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 
@@ -31,6 +32,10 @@ _SOON = timedelta(days=30)
 _BUILT = datetime(2026, 1, 1, tzinfo=UTC)
 """No clock is right that says less."""
 _PROBLEM = HostError.exit_code
+_PATIENCE = 10.0
+"""Seconds for the writer to answer."""
+_TRIAL = timedelta(minutes=10)
+"""From the boot to the end of a trial: update-agent-trial.timer, unless a drop-in says more."""
 
 
 class Level(StrEnum):
@@ -238,22 +243,18 @@ def _disk(_: Host) -> Found:
 
 
 def _writer(host: Host) -> Found:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(5)
+    """Its socket is systemd's, and can always be opened: only an answer shows that it runs."""
     try:
-        connection.connect(str(host.writer))
-    except PermissionError:
-        yield Level.WARNING, "only root may ask the writer", "run it as root"
-    except OSError as error:
-        yield (
-            Level.PROBLEM,
-            f"the writer's socket {host.writer}: {error.strerror or error}",
-            "systemctl status update-agent-writer.socket",
-        )
+        with Writer(host.writer, patience=_PATIENCE) as slots:
+            state = slots.state()
+    except HostError as error:
+        if isinstance(error.__cause__, PermissionError):
+            yield Level.WARNING, "only root may ask the writer", "run it as root"
+        else:
+            hint = error.hint or "systemctl status update-agent-writer.socket update-agent-writer"
+            yield Level.PROBLEM, f"the writer: {error}", hint
     else:
-        yield Level.OK, f"{host.writer} answers", None
-    finally:
-        connection.close()
+        yield Level.OK, f"{host.writer} answers: {state.why}", None
 
 
 def _limits(host: Host) -> Found:
@@ -275,11 +276,19 @@ def _limits(host: Host) -> Found:
         yield Level.OK, "the kernel tells how long this host's work waits for disks", None
 
 
+_IN_TROUBLE = (
+    Reason.UNREACHABLE, Reason.UNTRUSTED, Reason.EXPIRED, Reason.SLOTS, Reason.INSTALLATION
+)  # fmt: skip
+"""What a host waits for though nobody decided that it should."""
+
+
 def _daemon(_: Host) -> Found:
     from update_agent.ctl.agent import Agent, asked  # noqa: PLC0415
 
     found = asked(Agent.properties)
     yield Level.OK, f"runs, and is {found['State']}", None
+    if found["Reason"] in _IN_TROUBLE:
+        yield Level.PROBLEM, found["ReasonText"], found["ReasonEnds"]
     if found["Paused"]:
         yield Level.WARNING, f"updates are paused: {found['Paused']}", "update-agentctl resume"
 
@@ -297,6 +306,21 @@ def _programs(host: Host) -> Found:
             yield Level.OK, f"{folder}: {', '.join(path.name for path in good)}", None
         elif not bad:
             yield Level.OK, f"{folder}: no programs", None
+
+
+def _trial(host: Host) -> Found:
+    """Compare: a release that has to soak for longer than its trial lasts is never confirmed."""
+    trial = host.settings.trial
+    takes = trial.health + trial.soak
+    said = f"trial.health and trial.soak may take {length(takes.total_seconds())}"
+    if takes < _TRIAL:
+        yield Level.OK, f"{said} of a trial's 10 minutes", None
+    else:
+        yield (
+            Level.WARNING,
+            f"{said}, and a trial ends 10 minutes after the boot: every release may fall back",
+            "shorter ones, or a longer OnBootSec= for update-agent-trial.timer",
+        )
 
 
 def _reboots(host: Host) -> Found:
@@ -393,6 +417,7 @@ CHECKS = {
     "limits": _limits,
     "daemon": _daemon,
     "programs": _programs,
+    "trial": _trial,
     "reboots": _reboots,
     "cluster": _cluster,
 }

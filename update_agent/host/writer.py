@@ -109,10 +109,14 @@ class Watcher(Protocol):
 
 
 class Writer:
-    """A conversation with the writer at ``path``. Raises HostError when nobody is there."""
+    """A conversation with the writer at ``path``. Raises HostError when nobody is there.
 
-    def __init__(self, path: Path = PATH) -> None:
+    Who waits for an answer does so for ``patience`` seconds.
+    """
+
+    def __init__(self, path: Path = PATH, *, patience: float = ANSWER_SECONDS) -> None:
         self._connection = Connection(connect(path))
+        self._patience = patience
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +188,7 @@ class Writer:
 
     def _ask(self, request: Message) -> State:
         _Sender(self._connection).say(request)
-        answer, _ = self._connection.receive(ANSWERS, silence=ANSWER_SECONDS)
+        answer, _ = self._connection.receive(ANSWERS, silence=self._patience)
         _raise_failed(answer)
         return _expected(answer, State)
 
