@@ -74,6 +74,9 @@ class Fakes:
     gate: threading.Event | None = None
     """An installation waits here, until cancelled."""
     installing: threading.Event = field(default_factory=threading.Event)
+    draining: threading.Event = field(default_factory=threading.Event)
+    drained: threading.Event | None = None
+    """No host is drained before it is set."""
     hurried: bool = False
     lockless: bool = False
     bad: dict[Version, Wait] = field(default_factory=dict)
@@ -110,7 +113,7 @@ class Fakes:
                 raise answer
             return answer
         self.hurried, self.lockless = hurry, without_lock
-        self.do("ask to reboot, and keep" if keep else "ask to reboot")
+        self.do("ask to reboot" + (", and keep" if keep else ""))
         past = {Reason.WINDOW: hurry, Reason.LOCK: without_lock}
         return None if self.permission and past.get(self.permission.reason) else self.permission
 
@@ -172,6 +175,9 @@ class Fakes:
         self, attempt: Attempt | None, *, without_lock: bool, ready: Callable[[], None]
     ) -> None:
         del attempt
+        self.draining.set()
+        if self.drained:
+            self.drained.wait()
         if "drain" in self.trouble:
             raise self.trouble["drain"]
         ready()

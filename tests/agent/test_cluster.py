@@ -213,6 +213,17 @@ def test_who_is_on_trial_keeps_its_slot_though_its_rollback_is_held_back(
     assert fleet.holders() == ["web-1"]
 
 
+def test_a_trial_that_holds_no_slot_stands_in_no_queue_for_its_rollback(fleet: Fleet) -> None:
+    assert ask(fleet.host(1)) is None
+    second = fleet.host(2)
+
+    wait = second.ask(MONDAY, None, hurry=True, without_lock=False, keep=True)
+
+    assert wait
+    assert wait.reason is Reason.LOCK
+    until(lambda: fleet.look().waiting == 0)
+
+
 def test_nobody_holds_a_slot_while_nobody_can_say_who_blocks_its_reboot(
     fleet: Fleet, bus: Bus
 ) -> None:
@@ -331,6 +342,17 @@ def test_who_asks_in_another_group_holds_nothing_in_the_one_of_before(fleet: Fle
     assert fleet.holders() == ["web-1"]
     fleet.group = before
     assert fleet.holders() == []
+
+
+def test_a_trial_keeps_what_it_holds_in_the_group_of_before(fleet: Fleet) -> None:
+    assert ask(fleet.host(1)) is None
+    moved = fleet.host(1, fleet.settings(group=f"{fleet.group}-new"), boot="b2")
+
+    wait = moved.ask(MONDAY, None, hurry=True, without_lock=False, keep=True)
+
+    assert wait
+    assert f"still holds a reboot slot of the group {fleet.group}" in wait.sentence
+    assert fleet.holders() == ["web-1"]
 
 
 @pytest.mark.parametrize("strategy", [Strategy.IMMEDIATE, Strategy.OFF])

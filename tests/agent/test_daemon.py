@@ -48,6 +48,11 @@ IN_TURN = Settings(
 )
 
 
+def reason(case: Case) -> Reason | None:
+    """Return what the host waits for."""
+    return case.daemon.record.wait.reason if case.daemon.record.wait else None
+
+
 def seconds(fakes: Fakes) -> float:
     """Return when something happens by itself."""
     assert fakes.timer
@@ -514,19 +519,34 @@ def test_a_host_whose_reboot_is_refused_is_drained_less_and_less_often() -> None
     assert pauses == [2, 4, 8, 16, 30, 30]
 
 
-def test_what_is_not_verified_any_more_is_installed_again() -> None:
-    fakes = Fakes(answers=[OFFER], trouble={"arm": UnverifiedError("not as it was verified")})
+def test_a_refused_reboot_slows_nobody_down_who_waits_in_turn() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"drain": HostError("web-1 does not stop")})
 
     async def story(case: Case) -> None:
         await check(case)
-        fakes.did.clear()
-        fakes.trouble.clear()
-        fakes.trouble["arm"] = UnverifiedError("not as it was verified")
+        for _ in range(3):
+            await case.pass_time()
+        fakes.permission = HELD
         await case.pass_time()
+        assert seconds(fakes) == 60
+
+    play(story, fakes, IN_TURN)
+
+
+def test_what_is_not_verified_any_more_is_installed_again_less_and_less_often() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"arm": UnverifiedError("not as it was verified")})
+    pauses: list[float] = []
+
+    async def story(case: Case) -> None:
+        await check(case)
+        for _ in range(4):
+            pauses.append(seconds(fakes) / 60)
+            await case.pass_time()
 
     case = play(story, fakes)
 
-    assert [it for it in fakes.did if it.startswith("install ")]
+    assert pauses == [2, 4, 8, 16]
+    assert sum(it.startswith("install ") for it in fakes.did) == 5
     dropped = case.daemon.record.history[-1]
     assert (dropped.outcome, dropped.why) == (Outcome.DROPPED, "not as it was verified")
 
@@ -631,9 +651,11 @@ def test_what_was_cancelled_is_disarmed_however_long_the_writer_does_not(*, rest
         assert seconds(fakes) == 60
         await case.pass_time()
         assert fakes.did == ["disarm"]
+        assert reason(case) is Reason.SLOTS
         fakes.trouble.clear()
         await case.pass_time()
         assert fakes.did == ["disarm", "disarm"]
+        assert reason(case) is None
         assert seconds(fakes) > 60
 
     async def both(case: Case) -> None:
@@ -648,6 +670,24 @@ def test_what_was_cancelled_is_disarmed_however_long_the_writer_does_not(*, rest
         case = play(both, fakes, BY_PERSON)
 
     assert (case.state, case.daemon.record.disarm) == (State.IDLE, False)
+
+
+def test_who_cannot_disarm_asks_the_repository_all_the_same() -> None:
+    fakes = Fakes(answers=[OFFER])
+    play(check, fakes, BY_PERSON)
+    fakes.trouble["disarm"] = HostError("both tables are damaged")
+
+    async def story(case: Case) -> None:
+        fakes.answers = [waiting(Reason.UP_TO_DATE)]
+        fakes.asked_for.clear()
+        await case.daemon.cancel()
+        await case.settle()
+        for _ in range(120):
+            await case.pass_time()
+
+    play(story, fakes, BY_PERSON)
+
+    assert 2 <= len(fakes.asked_for) <= 6
 
 
 def test_what_boots_though_it_was_to_be_disarmed_is_a_trial_like_others() -> None:
@@ -1236,6 +1276,36 @@ def test_a_trial_whose_rollback_is_held_back_keeps_its_reboot_slot(held: Wait | 
     assert fakes.did == ["ask to reboot, and keep"]
 
 
+def test_a_trial_that_was_turned_back_is_over_whatever_becomes_of_the_reboot() -> None:
+    fakes = ready_to_roll_back(booted=ON_TRIAL, trouble={"reboot": HostError("logind is busy")})
+
+    case = play(roll_back_in_vain, fakes, IN_TURN)
+
+    assert fakes.did == ["ask to reboot, and keep", "rollback", "reboot"]
+    assert case.daemon.record.failed == (V("1.0.0"),)
+    assert not case.daemon.record.disarm
+
+
+def test_a_trial_that_is_confirmed_while_it_is_rolled_back_gives_nothing_back() -> None:
+    fakes = ready_to_roll_back(booted=ON_TRIAL, drained=threading.Event())
+
+    async def story(case: Case) -> None:
+        assert fakes.drained
+        rolling = asyncio.ensure_future(roll_back(case))
+        await asyncio.to_thread(fakes.draining.wait)
+        fakes.booted = replace(ON_TRIAL, successful=True)
+        await case.daemon.confirmed()
+        fakes.drained.set()
+        await rolling
+        await case.daemon.confirmed()
+        assert seconds(fakes) == 15 * 60
+
+    case = play(story, fakes, IN_TURN)
+
+    assert case.state is State.TRIAL
+    assert "give back" not in fakes.did
+
+
 def test_nothing_begins_on_a_host_that_goes_down_to_roll_back() -> None:
     fakes = ready_to_roll_back()
 
@@ -1245,6 +1315,7 @@ def test_nothing_begins_on_a_host_that_goes_down_to_roll_back() -> None:
         for call in (case.daemon.check, case.daemon.install, case.daemon.rollback):
             with pytest.raises(NotNowError, match="while this host goes down to roll back"):
                 await call()
+        await case.daemon.pause("let it rest")
         assert seconds(fakes) == 15 * 60
 
     case = play(story, fakes)
@@ -1252,18 +1323,75 @@ def test_nothing_begins_on_a_host_that_goes_down_to_roll_back() -> None:
     assert (fakes.did, case.daemon.record.failed) == ([], (V("1.0.0"),))
 
 
-def test_a_rollback_whose_reboot_never_comes_is_undone_and_updates_go_on() -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_rollback_whose_reboot_never_comes_is_undone_and_updates_go_on(*, restarts: bool) -> None:
     fakes = ready_to_roll_back()
+
+    async def undone(case: Case) -> None:
+        assert sorted(fakes.did) == ["disarm", "give back"]
+        fakes.answers = [OFFER]
+        await check(case)
 
     async def story(case: Case) -> None:
         await roll_back(case)
         fakes.did.clear()
+        if not restarts:
+            await case.pass_time()
+            await undone(case)
+
+    case = play(story, fakes)
+    if restarts:
+        case = play(undone, fakes)
+
+    assert case.state is State.REBOOTING
+    assert case.daemon.record.failed == ()
+
+
+def test_a_rollback_is_undone_however_long_the_writer_does_not() -> None:
+    fakes = ready_to_roll_back(trouble={"reboot": HostError("logind is busy")})
+    fakes.trouble["disarm"] = HostError("the disk is busy")
+
+    async def story(case: Case) -> None:
+        await roll_back_in_vain(case)
+        assert case.daemon.record.disarm
+        assert seconds(fakes) == 60
+        fakes.trouble.clear()
         await case.pass_time()
-        assert fakes.did == ["disarm", "give back"]
-        fakes.answers = [OFFER]
-        await check(case)
 
     case = play(story, fakes)
 
-    assert case.state is State.REBOOTING
+    assert fakes.did[-1] == "disarm"
+    assert (case.daemon.record.disarm, case.daemon.record.failed) == (False, ())
+
+
+def test_a_rollback_whose_end_cannot_be_kept_stops_nothing() -> None:
+    fakes = ready_to_roll_back(trouble={"drain": HostError("web-1 does not stop")})
+
+    async def story(case: Case) -> None:
+        fakes.trouble["save"] = HostError("no space left")
+        await roll_back_in_vain(case)
+        del fakes.trouble["save"]
+        await check(case)
+
+    assert play(story, fakes).state is State.IDLE
+
+
+def test_a_rollback_goes_on_without_who_asked_for_it_and_not_without_the_daemon() -> None:
+    fakes = ready_to_roll_back(drained=threading.Event())
+
+    async def story(case: Case) -> None:
+        assert fakes.drained
+        rolling = asyncio.ensure_future(roll_back(case))
+        await asyncio.to_thread(fakes.draining.wait)
+        rolling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await rolling
+        with pytest.raises(NotNowError):
+            await case.daemon.check()
+        asyncio.get_running_loop().call_later(0.05, fakes.drained.set)
+        await case.daemon.stop()
+
+    case = play(story, fakes)
+
+    assert "rollback" not in fakes.did
     assert case.daemon.record.failed == ()

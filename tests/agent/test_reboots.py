@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.bus import ROOT, Bus, bus
 from tests.logind import BACKUP, LATER, LID, Logind, on_bus
 from update_agent.agent.reboots import LocalReboots
 from update_agent.core.reason import Reason
-from update_agent.core.settings import Reboot, Settings, Strategy
+from update_agent.core.settings import Duration, Reboot, Settings, Strategy
 from update_agent.core.window import Window
 from update_agent.ctl import reboot as program
 from update_agent.errors import HostError
@@ -96,6 +96,18 @@ def test_who_only_delays_a_shutdown_is_logind_s_to_wait_for(logind: Logind) -> N
 def test_without_a_logind_nothing_is_rebooted() -> None:
     with pytest.raises(HostError, match=r"org\.freedesktop\.login1 is not on the system bus"):
         LocalReboots(IMMEDIATE).ask(MONDAY, None, hurry=False)
+
+
+@pytest.mark.parametrize(("drain", "limit"), [(0, 1.0), (60, 60.0), (2 * 86400, 86400.0)])
+def test_a_drain_is_as_long_as_root_takes(drain: float, limit: float, logind: Logind) -> None:
+    del logind
+    limits: list[float] = []
+    settings = replace(IMMEDIATE, reboot=Reboot(drain=Duration(seconds=drain)))
+
+    LocalReboots(settings, carry_out=lambda seconds, _: limits.append(seconds)).reboot()
+
+    assert limits == [limit]
+    assert reboot.read_limit(f"{limit:.3f}\n".encode()) == limit
 
 
 # By root ----------------------------------------------------------------------------------------

@@ -36,13 +36,26 @@ def test_what_is_understood_of_a_damaged_record_is_kept_and_the_rest_put_aside(
     damaged = file.read_bytes().replace(b'"format": 1', b'"format": 7')
     file.write_bytes(damaged)
 
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.INFO):
         found = store.load(START)
 
     assert (found.failed, found.paused, found.disarm) == ((V("1.1.0"),), "a move", True)
     assert (tmp_path / "record.damaged.json").read_bytes() == damaged
     assert "record.damaged.json" in caplog.text
     assert store.load(START) == found
+
+
+def test_a_damaged_record_that_nobody_can_copy_stays_and_keeps_nobody_from_going_on(
+    tmp_path: Path,
+) -> None:
+    store, file = FileStore(tmp_path), tmp_path / "record.json"
+    store.save(KEPT)
+    damaged = file.read_bytes().replace(b'"format": 1', b'"format": 7')
+    file.write_bytes(damaged)
+    (tmp_path / "record.damaged.json").mkdir()
+
+    assert store.load(START).failed == (V("1.1.0"),)
+    assert file.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 4096, b"{", b"[]"])

@@ -140,3 +140,9 @@ def test_the_pause_after_failures_doubles_up_to_the_interval() -> None:
     waits = [record.backoff(count, timedelta(minutes=45)) for count in (0, 1, 2, 5, 6, 1000)]
 
     assert waits == [timedelta(minutes=it) for it in (1, 2, 4, 32, 45, 45)]
+
+
+def test_who_disarms_stays_with_what_runs_and_avoids_that_no_more() -> None:
+    found = replace(record.fresh(NOW), failed=(V("1.1.0"), V("1.0.0")), disarm=True)
+
+    assert found.disarmed(V("1.0.0")) == replace(found, failed=(V("1.1.0"),), disarm=False)

@@ -172,6 +172,14 @@ def test_a_writer_answers_and_is_not_only_listened_for_by_systemd(
         assert only("writer", host).level is Level.PROBLEM
 
 
+def test_a_drain_that_nobody_can_keep_to_is_told(host: Host) -> None:
+    host = replace(host, settings=Settings(reboot=Reboot(drain=Duration(days=2))))
+
+    _, told = found("reboots", host)
+
+    assert (told.level, "24 h" in told.text or "1 d" in told.text) == (Level.WARNING, True)
+
+
 def test_a_trial_has_to_be_longer_than_what_it_waits_for(host: Host) -> None:
     assert only("trial", host).level is Level.OK
     host = replace(host, settings=Settings(trial=Trial(soak=Duration(minutes=30))))

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from update_agent.agent.ports import NotPermittedError
-from update_agent.agent.reboots import LocalReboots
+from update_agent.agent.reboots import LocalReboots, nothing
 from update_agent.core.reason import Reason, Wait
 from update_agent.core.record import Attempt
 from update_agent.core.release import Host
@@ -77,10 +77,9 @@ class ClusterReboots:
         self._etcd = cluster.connected(settings)
         book = Notebook(folder / NOTE)
         self._lock = lock_of(settings, self._me, self._etcd, book, settings.group)
-        self._former: Lock | None = None
+        former = lock_of(settings, self._me, self._etcd, book, book.note.group or settings.group)
+        self._former = former if former.wishing and former.group != settings.group else None
         """In the group that the settings named when this host asked for a slot of it."""
-        if book.note.nonce and book.note.group not in ("", settings.group):
-            self._former = lock_of(settings, self._me, self._etcd, book, book.note.group)
         self._queued = False
         self._courier = Courier(self._deliver, chance)
 
@@ -96,7 +95,7 @@ class ClusterReboots:
         """Return why the host may not reboot now, or hold a reboot slot. Raises HostError."""
         self._queued = False
         target = attempt.version if attempt else None
-        give_back = _nothing if keep else self.give_back
+        give_back = nothing if keep else self.give_back
         try:
             wait = self._local.ask(now, attempt, hurry=hurry)
         except HostError:
@@ -111,10 +110,15 @@ class ClusterReboots:
             if wait := self._quorum():
                 give_back()
                 return self._lock.look(self._running, target) or wait
+            if self._former and keep:
+                return _held_before(self._former.group)
             if self._former:
                 self._former.leave_later()
             self._deliver()
+            held = self._lock.wishing
             wait = self._lock.acquire(self._running, target)
+            if wait and keep and not held:
+                self.give_back()  # and stand in no queue
         self._queued = wait is not None
         if self._lock.owes:
             self._courier.wake()
@@ -147,7 +151,7 @@ class ClusterReboots:
 
     def give_back(self) -> None:
         """Hold nothing and wait for nothing. Raises HostError when the disk does not keep it."""
-        self._lock.leave_later()
+        (self._former or self._lock).leave_later()
         if self._lock.owes:
             self._courier.wake()
 
@@ -181,17 +185,23 @@ class ClusterReboots:
             group.tell_bad(self._etcd, version.text, self._me.host, self._me.name)
             self._lock.told(version)
             logger.info("the cluster knows that %s rolled back here", version)
-        (self._former or self._lock).leave()
-        self._former = self._former if self._lock.wishing else None
+        if self._former:
+            self._former.leave()
+            self._former = self._former if self._former.wishing else None
+        self._lock.leave()
         return True
+
+
+def _held_before(group: str) -> Wait:
+    return Wait(
+        reason=Reason.LOCK,
+        sentence=f"this host still holds a reboot slot of the group {group}, of which it was",
+        ends="its trial ends; or 'update-agentctl rollback --without-lock'",
+    )
 
 
 _NAMED = 3
 """Hosts that a sentence names."""
-
-
-def _nothing() -> None:
-    """Give nothing back."""
 
 
 @contextmanager

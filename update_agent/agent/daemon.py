@@ -145,11 +145,11 @@ class Daemon:
         self._no_reboot: datetime | None = None
         """When a reboot that was begun is taken for refused."""
         self._refused = 0
-        """How many reboots in a row were refused after they had been permitted."""
+        """How many reboots of this update were refused after they had been permitted."""
+        self._unverified = 0
+        """How often the other slot was not any more what had been verified."""
         self._rolling_back = False
         """This host goes down for a rollback, as soon as it may: nothing else begins."""
-        self._turned_back = False
-        """The other slot boots next, for that."""
 
     async def start(self) -> None:
         """Find out what happened meanwhile, and go on from there."""
@@ -206,6 +206,7 @@ class Daemon:
         Where a person reboots the host, this does not. Raises NotNowError.
         """
         if force and lifecycle.takes(self.record.state, Event.PERMITTED):  # what is left to do
+            self._want(Event.PERMITTED, "install")
             if self.settings.reboot.strategy is not Strategy.OFF:
                 await self.reboot(without_lock=without_lock)
             return
@@ -250,8 +251,15 @@ class Daemon:
         """Boot the release in the other slot again, now, and avoid the one that runs.
 
         Raises NotNowError, HostError when there is none, or when the reboot is held back: then all
-        is as it was.
+        is as it was. Who asked may go away meanwhile: it goes on.
         """
+        task = asyncio.get_running_loop().create_task(self._roll_back(without_lock=without_lock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda it: it.cancelled() or it.exception())  # told who waits
+        await asyncio.shield(task)
+
+    async def _roll_back(self, *, without_lock: bool) -> None:
         async with self._work:  # no installation begins meanwhile
             await self._begin_to_roll_back()
             logger.warning("rolling back from %s, as asked", self.host.version)
@@ -270,6 +278,19 @@ class Daemon:
             self._no_reboot = self._world.now() + _NO_REBOOT
             self._schedule()
 
+    async def _begin_to_roll_back(self) -> None:
+        """Let nothing else begin. Raises NotNowError."""
+        async with self._turn:
+            self._want_awake("roll back")
+            self._want_up("roll back")
+            if self.record.state not in _AT_REST:
+                raise NotNowError(
+                    f"cannot roll back while {self.record.state}",
+                    hint="the other slot is in use: 'update-agentctl cancel' first",
+                )
+            self._rolling_back, self._no_reboot = True, None
+            self._schedule()
+
     async def _want_way_back(self) -> None:
         """Drain no host for nothing. Raises HostError when the other slot was never confirmed."""
         for it in await asyncio.to_thread(self._world.slots.look):
@@ -278,18 +299,6 @@ class Daemon:
                     f"cannot roll back to slot {it.name}: it is {it.state}",
                     hint="only a slot that was confirmed, and not overwritten since, is a way back",
                 )
-
-    async def _begin_to_roll_back(self) -> None:
-        """Let nothing else begin. Raises NotNowError."""
-        async with self._turn:
-            self._want_awake("roll back")
-            if self.record.state not in _AT_REST:
-                raise NotNowError(
-                    f"cannot roll back while {self.record.state}",
-                    hint="the other slot is in use: 'update-agentctl cancel' first",
-                )
-            self._rolling_back, self._no_reboot = True, None
-            self._schedule()
 
     async def _turn_to_roll_back(self) -> None:
         """Hold a reboot slot. Raises NotPermittedError."""
@@ -301,23 +310,27 @@ class Daemon:
             raise NotPermittedError(wait)
 
     async def _turn_back(self) -> None:
-        """Let the other slot boot next: the reboot is certain."""
-        await self._keep(lambda it: replace(it.avoiding(self.host.version), disarm=False))
-        self._turned_back = True
+        """Let the other slot boot next: the reboot is certain. Should it not come, that is undone.
+
+        But not on trial: then the running release has lost its slot, and the trial is over.
+        """
+        if self._stopping:
+            raise HostError("update-agentd ends", hint="roll back once it runs again")
+        owes = not self._on_trial
+        await self._keep(lambda it: replace(it.avoiding(self.host.version), disarm=owes))
         await asyncio.to_thread(self._world.slots.rollback)
 
     async def _stay(self) -> None:
-        """Undo a rollback whose reboot did not come; a trial goes on, with its reboot slot."""
-        if self._turned_back:
-            self._turned_back = False
-            await self._keep(lambda it: it.trusting(self.host.version))
-            with _survived("cannot let the running release boot next again"):
-                await asyncio.to_thread(self._world.slots.disarm)
-            await self._look()
-        if not self._on_trial:
-            await self._give_back()
+        """Undo a rollback whose reboot does not come; a trial keeps its reboot slot."""
         self._rolling_back = False
-        self._schedule()
+        try:
+            if self.record.disarm:
+                await self._disarm()
+                await self._look()
+            if not self._on_trial:
+                await self._give_back()
+        finally:
+            self._schedule()
 
     async def _not_rolled_back(self) -> None:
         logger.error("the reboot into the other slot was begun, and did not come")
@@ -333,15 +346,15 @@ class Daemon:
         """Look whether the running release is confirmed, as somebody says. Raises HostError."""
         boot = await asyncio.to_thread(self._world.slots.boot)
         async with self._turn:
-            on_trial = self._boot is not None and self.record.state is State.TRIAL
-            if on_trial and boot.successful:
+            on_trial = self._boot is not None and self._on_trial
+            if on_trial and boot.successful and not self._rolling_back:
                 self._boot = boot
                 await self._step(Event.CONFIRMED)
 
     @property
     def _owes_disarm(self) -> bool:
         """What nobody wants any more may be the next to boot."""
-        return self.record.disarm and self.record.state in _AT_REST
+        return self.record.disarm and not self._rolling_back
 
     @property
     def _on_trial(self) -> bool:
@@ -358,6 +371,8 @@ class Daemon:
                 f"cannot {what} before it is known from which slot this host runs",
                 hint=self.record.wait.sentence if self.record.wait else "in a moment",
             )
+
+    def _want_up(self, what: str) -> None:
         if self._rolling_back:
             raise NotNowError(
                 f"cannot {what} while this host goes down to roll back",
@@ -366,6 +381,7 @@ class Daemon:
 
     def _want(self, event: Event, what: str) -> None:
         self._want_awake(what)
+        self._want_up(what)
         if not lifecycle.takes(self.record.state, event):
             raise NotNowError(f"cannot {what} while {self.record.state}")
 
@@ -475,7 +491,7 @@ class Daemon:
     async def _perform(self, effects: Sequence[Effect]) -> None:
         async with self._work:
             try:
-                if self.record.disarm and Effect.DISARM not in effects:
+                if self._owes_disarm and Effect.DISARM not in effects:
                     await self._disarm()  # which could not be done before
                 for effect in effects:
                     if perform := self._performers.get(effect):
@@ -484,11 +500,19 @@ class Daemon:
                 if not lifecycle.takes(self.record.state, Event.NOT_REBOOTED):
                     raise  # the record cannot be kept: who begins anew goes on from what is
                 await self._may_happen(Event.NOT_REBOOTED, wait=_held_back(error))
-                if isinstance(error, UnverifiedError) and self._refused > 1:
-                    await self._drop(str(error))  # it is installed again, and so mended
+                if isinstance(error, UnverifiedError):
+                    await self._install_again(str(error))
             if _SHOWN.intersection(effects):
                 await self._look()
                 self._world.tell(self)
+
+    async def _install_again(self, why: str) -> None:
+        """Drop what is not as it was verified, and mend it; less and less often."""
+        self._unverified += 1
+        await self._may_happen(Event.DROPPED, why=why)
+        pause = record.backoff(self._unverified, self.settings.update.interval)
+        self.next_check = self._world.now() + pause
+        self._schedule()
 
     async def _look(self) -> None:
         """Ask how the slots stand; nothing depends on it but what is shown."""
@@ -694,7 +718,7 @@ class Daemon:
 
     async def _disarm(self) -> None:
         before = self.record.attempt
-        with _survived("cannot disarm the other slot"):
+        try:
             if before:  # should the power go now, the slot's flags tell
                 await self._keep(lambda it: it.arming(before.armed_in, armed=False))
             try:
@@ -703,7 +727,14 @@ class Daemon:
                 if before:
                     await self._keep(lambda it: it.arming(before.armed_in, armed=before.armed))
                 raise
-            await self._keep(Record.disarmed)
+            await self._keep(lambda it: it.disarmed(self.host.version))
+        except UpdateAgentError as error:
+            logger.warning("cannot disarm the other slot: %s", error)
+            if self.record.state in _AT_REST:
+                wait, now = _may_boot(error), self._world.now()
+                with _survived("cannot keep why"):
+                    await self._keep(lambda it: it.moved(it.state, now, wait))
+        self._schedule()
 
     async def _give_back(self) -> None:
         with _survived("cannot give the permission to reboot back"):
@@ -760,6 +791,12 @@ class Daemon:
         self._timer = self._world.later(seconds, self._time_is_up)
 
     def _due(self, now: datetime) -> datetime | None:
+        due = self._next_step(now)
+        if self._owes_disarm and self.record.state in _AT_REST:
+            return min(due or now + _ASK_AGAIN, now + _ASK_AGAIN)
+        return due
+
+    def _next_step(self, now: datetime) -> datetime | None:
         if self._rolling_back or self.record.state is State.REBOOTING:
             return self._no_reboot
         state, wait = self.record.state, self.record.wait
@@ -771,9 +808,10 @@ class Daemon:
             if wait and wait.reason is Reason.LOCK_GAP:
                 until = None  # its place in the queue is to be kept, and an offer may come
             longest = now + self.settings.update.interval
-            again = now + record.backoff(self._refused, self.settings.update.interval)
+            refused = self._refused if wait and wait.reason is Reason.INHIBITED else 0
+            again = now + record.backoff(refused, self.settings.update.interval)
             return min(max(now, until), longest) if until else again
-        if state is State.TRIAL or self._owes_disarm:
+        if state is State.TRIAL:
             return now + _ASK_AGAIN
         if not (left or lifecycle.takes(state, Event.CHECK)) or not self.settings.update.repository:
             return None
@@ -805,8 +843,9 @@ class Daemon:
         if self._rolling_back:
             self._spawn(self._not_rolled_back())
             return
-        if self._owes_disarm:
-            self._spawn(self._try_to_disarm())
+        asks = self.next_check is not None and self.next_check <= self._world.now()
+        if self._owes_disarm and self.record.state in _AT_REST and not asks:
+            self._spawn(self._perform([Effect.DISARM]))
             return
         self.next_check = None
         if self.record.state is State.WAITING_TO_REBOOT:
@@ -817,10 +856,6 @@ class Daemon:
             self._spawn(self._may_happen(Event.NOT_REBOOTED, wait=_GONE))
         else:
             self._spawn(self._may_happen(Event.CHECK))
-
-    async def _try_to_disarm(self) -> None:
-        await self._perform([Effect.DISARM])
-        self._schedule()
 
     async def _look_whether_confirmed(self) -> None:
         with _survived("cannot see whether the running release is confirmed"):
@@ -851,6 +886,14 @@ def _blind(error: UpdateAgentError) -> Wait:
         reason=Reason.SLOTS,
         sentence=f"it is not known from which slot this host runs: {error}",
         ends=error.hint or "the next try, in a minute",
+    )
+
+
+def _may_boot(error: UpdateAgentError) -> Wait:
+    return Wait(
+        reason=Reason.SLOTS,
+        sentence=f"the other slot boots next, though nobody wants it any more: {error}",
+        ends=error.hint or "the next try to disarm it, in a minute",
     )
 
 

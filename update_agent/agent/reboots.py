@@ -21,7 +21,7 @@ CarryOut = Callable[[float, Callable[[], None]], None]
 """Drains the host within so many seconds, asks for the last word, and reboots it."""
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Give nothing back."""
 
 
@@ -37,7 +37,7 @@ class LocalReboots:
         *,
         address: str | None = None,
         carry_out: CarryOut = reboot.by_root,
-        give_back: Callable[[], None] = _nothing,
+        give_back: Callable[[], None] = nothing,
     ) -> None:
         self._settings = settings.reboot
         self._address = address
@@ -46,9 +46,9 @@ class LocalReboots:
 
     @property
     def drain(self) -> float:
-        """Seconds that it may take, at most, to get ready for a reboot."""
+        """Seconds that it may take, at most, to get ready for a reboot: as many as root takes."""
         seconds: float = self._settings.drain.total_seconds()
-        return seconds
+        return min(max(reboot.MIN_LIMIT, seconds), reboot.MAX_LIMIT)
 
     def ask(
         self,

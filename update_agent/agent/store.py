@@ -52,9 +52,8 @@ class FileStore:
             raise HostError(f"cannot read {self._file}: {error.strerror}") from error
         found, damage = record.decode(data, now)
         if damage:
-            aside = self._keep_aside(data)
-            logger.error("%s; going on with what is left of it, see %s", damage, aside)
-            self.save(found)  # the next start finds at least this
+            logger.error("%s; going on with what is left of it", damage)
+            self._keep_aside(data, found)
         return found
 
     def save(self, found: Record) -> None:
@@ -64,11 +63,15 @@ class FileStore:
         except OSError as error:
             raise HostError(f"cannot write {self._file}: {error.strerror}") from error
 
-    def _keep_aside(self, data: bytes) -> Path:
+    def _keep_aside(self, data: bytes, left: Record) -> None:
+        """Keep what was found as it is, and then what is ``left`` of it for the next start."""
         aside = self._folder / _ASIDE
         try:
             files.replace(aside, data)
+            self.save(left)
         except OSError as error:
-            logger.warning("cannot keep what was in %s: %s", self._file, error.strerror)
-            return self._file
-        return aside
+            logger.warning("cannot keep a copy in %s: %s", aside, error.strerror)
+        except HostError as error:
+            logger.warning("%s; see %s", error, aside)
+        else:
+            logger.info("what was found is in %s", aside)

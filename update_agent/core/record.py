@@ -18,7 +18,7 @@ from msgspec import Meta
 from update_agent.core import document
 from update_agent.core.document import DocumentError, Format, Id, Sha256, Size, Text, Time
 from update_agent.core.lifecycle import Event, Goal, State
-from update_agent.core.reason import Wait
+from update_agent.core.reason import Reason, Wait
 from update_agent.core.version import Version
 
 MAX_SIZE = 256 * 1024
@@ -130,9 +130,13 @@ class Record:
             return self
         return self.began(replace(self.attempt, armed_in=boot_id, armed=armed))
 
-    def disarmed(self) -> "Record":
-        """Return this with no slot armed, and none to be disarmed."""
-        return replace(self.arming(None, armed=False), disarm=False)
+    def disarmed(self, running: Version) -> "Record":
+        """Return this with no slot armed: this host stays with what it runs, and avoids it not."""
+        failed = tuple(it for it in self.failed if it != running)
+        found = replace(self.arming(None, armed=False), disarm=False, failed=failed)
+        if self.wait and self.wait.reason is Reason.SLOTS:  # that it could not be disarmed
+            return replace(found, wait=None, wait_since=None)
+        return found
 
     def ended(self, outcome: Outcome, now: datetime, why: str) -> "Record":
         """Return this with its attempt, if there is one, in the past."""
@@ -145,10 +149,6 @@ class Record:
         """Return this with one more release that is not tried again."""
         others = tuple(it for it in self.failed if it != version)
         return replace(self, failed=(*others, version)[-_FAILED:])
-
-    def trusting(self, version: Version) -> "Record":
-        """Return this without a release that is not to be tried again."""
-        return replace(self, failed=tuple(it for it in self.failed if it != version))
 
 
 def fresh(now: datetime) -> Record:

@@ -325,6 +325,7 @@ def _trial(host: Host) -> Found:
 
 def _reboots(host: Host) -> Found:
     from update_agent.core import window  # noqa: PLC0415
+    from update_agent.host import reboot as root  # noqa: PLC0415
 
     reboot = host.settings.reboot
     text = f"strategy {reboot.strategy}"
@@ -334,6 +335,10 @@ def _reboots(host: Host) -> Found:
         yield Level.OK, f"{text}, the next window opens in {ahead}", None
     else:
         yield Level.OK, f"{text}, at any time", None
+    drain = reboot.drain.total_seconds()
+    if not root.MIN_LIMIT <= drain <= root.MAX_LIMIT:
+        given = length(min(max(root.MIN_LIMIT, drain), root.MAX_LIMIT))
+        yield Level.WARNING, f"reboot.drain is taken for {given}", "from 1s to 1d"
 
 
 def _cluster(host: Host) -> Found:

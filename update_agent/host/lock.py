@@ -88,9 +88,10 @@ class Note:
 
 
 class Notebook:
-    """The note, in a file."""
+    """The note, in a file. Who reads it to change it holds ``turn``."""
 
     def __init__(self, path: Path) -> None:
+        self.turn = threading.RLock()
         self._path = path
         self.note = self._load()
 
@@ -146,16 +147,22 @@ class Lock:
         self._new_nonce = new_nonce
         self._stale = stale
         self._monotonic = monotonic
-        self._turn = threading.RLock()
+        self._turn = notebook.turn
         self._revision = notebook.note.revision
         self._stayed = -float(group.lease)
         group.host = me.host
         group.unsure = notebook.note.nonce is not None
 
     @property
+    def group(self) -> str:
+        """The name of the group."""
+        return self._group.name
+
+    @property
     def wishing(self) -> bool:
-        """There is something to give back."""
-        return self._book.note.nonce is not None
+        """There is something of this group's to give back."""
+        note = self._book.note
+        return note.nonce is not None and note.group in ("", self.group)
 
     def acquire(self, running: Version, target: Version | None) -> Wait | None:
         """Hold a reboot slot, or return why not yet, with a place in the queue."""
@@ -213,7 +220,7 @@ class Lock:
         """Hold nothing, wait for nothing. Without a wish, nothing is done."""
         with self._turn:
             nonce = self._book.note.nonce
-            if nonce is None:
+            if nonce is None or not self.wishing:
                 return
             self.leave_later()
             host, now, boots = self._me.host, self._now(), self._book.note.boots
@@ -236,8 +243,8 @@ class Lock:
                 raise EtcdError(wait.sentence, hint=wait.ends)
             if wait:
                 self._leave_what_is_missing(nonce)
-            after_it = replace(self._book.note, nonce=None, group="", boots=(), leaving=False)
-            self._book.write(after_it)
+            over = replace(self._book.note, nonce=None, group="", boots=(), leaving=False)
+            self._book.write(over)
 
     # What is owed to etcd, until it can be reached
 

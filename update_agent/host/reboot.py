@@ -22,7 +22,7 @@ from update_agent.errors import HostError
 SOCKET = Path("/run/update-agent/reboot.sock")
 GRACE = 60.0
 """Seconds more than the limit until the answer must be there; and for the last word."""
-MAX_LIMIT = 24 * 3600.0
+MIN_LIMIT, MAX_LIMIT = 1.0, 24 * 3600.0
 GO = b"reboot\n"
 
 _LINE = re.compile(rb"([0-9]{1,6}(?:\.[0-9]{1,3})?)\n")
