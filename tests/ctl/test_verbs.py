@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent.fakes import OFFER, START, Fakes, waiting
+from tests.agent.fakes import B_CONFIRMED, OFFER, START, A, Fakes, waiting
 from tests.agent.stage import PATIENCE, Stage, fakes, on_stage, stage
 from tests.bus import OUTSIDER, ROOT, Bus, bus
 from update_agent.agent.ports import Progress
@@ -242,13 +242,19 @@ def test_what_makes_no_sense_now_is_refused(capsys: Say) -> None:
     assert capsys.readouterr().err == "update-agentctl: cannot cancel while idle\n"
 
 
-def test_rollback_and_force_reach_the_daemon(stage: Stage, fakes: Fakes) -> None:
+def test_force_reaches_the_daemon(stage: Stage, fakes: Fakes) -> None:
     fakes.answers = [OFFER]
-    assert main(["rollback"]) == 0
-    assert fakes.did == ["rollback", "reboot"]
     assert main(["force"]) == 0
     assert fakes.asked_for[0].forced
     stage.until(State.REBOOTING)
+
+
+def test_rollback_reaches_the_daemon(stage: Stage, fakes: Fakes) -> None:
+    del stage
+    fakes.seen = A, B_CONFIRMED
+
+    assert main(["rollback"]) == 0
+    assert fakes.did == ["rollback", "reboot"]
 
 
 @pytest.mark.usefixtures("stage")

@@ -53,6 +53,7 @@ def run(options: Namespace) -> int:
     """Ask, and print the answer; no offer is an answer too."""
     host = _host(options)
     network = Network(Limits(deadline=_DEADLINE), Way(proxy=options.proxy, ca_file=options.ca))
+    now = identity.clock()  # by our own file, which others may not see in a checkout
     with (
         _as_owner(options.state),
         TrustedRepository(
@@ -60,7 +61,7 @@ def run(options: Namespace) -> int:
             trusted_root=options.root,
             state=options.state,
             network=network,
-            now=identity.clock(),
+            now=now,
         ) as repository,
     ):
         repository.refresh()
