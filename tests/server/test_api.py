@@ -68,6 +68,21 @@ def test_a_release_is_promoted_held_and_halted_and_hosts_see_it(
     ]
 
 
+def test_who_halts_what_they_looked_at_halts_nothing_else(server: Server) -> None:
+    server.act("/v1/channels/stable/promote", version="1.1.0", reason="fix")
+
+    late = server.act("/v1/channels/stable/halt", version="1.0.0", reason="it fails")
+
+    assert late.status_code == 409
+    assert late.json() == {
+        "error": "channel stable offers 1.1.0, and 1.0.0 was to be halted",
+        "hint": "look again, and halt what it offers now",
+    }
+    assert server.api("/v1/channels/stable")["channel"]["quarantined"] == []
+    halted = server.act("/v1/channels/stable/halt", version="1.1.0", reason="it fails")
+    assert halted.json()["channel"]["quarantined"] == ["1.1.0"]
+
+
 def test_a_budget_is_kept_with_its_reason(server: Server) -> None:
     answer = server.act(
         "/v1/channels/stable/budget", budget={"failures": 50_000, "sample": 20}, reason="a lab"

@@ -197,6 +197,19 @@ def test_a_form_changes_a_channel_with_its_reason(server: Server, ann: Person) -
     assert "first operator" in text_of(ann.look("/audit"))
 
 
+def test_a_page_that_is_behind_halts_no_other_release(server: Server, ann: Person) -> None:
+    seen = re.search(r'name="version" value="([^"]*)"', ann.look("/channels/stable"))
+    assert seen
+    server.act("/v1/channels/stable/promote", version="1.1.0", reason="a fix")
+
+    late = ann.send("/channels/stable/halt", version=seen[1], reason="it fails")
+
+    assert late.status_code == 409
+    assert "channel stable offers 1.1.0, and 1.0.0 was to be halted" in late.text
+    assert 'name="version" value="1.1.0"' in late.text
+    assert server.api("/v1/channels/stable")["channel"]["quarantined"] == []
+
+
 def test_what_is_in_quarantine_says_so_and_can_be_resumed(
     server: Server, ann: Person, team: Team
 ) -> None:

@@ -12,15 +12,18 @@ from typing import ClassVar
 import pytest
 import sqlalchemy as sql
 
+from tests import publisher
 from tests.publisher import Team, seen_by_us
 from tests.server.town import NEW, OLD, Town, town
 from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import Change
+from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.server import desk, figures
 from update_agent.server.tables import rollouts
-from update_agent.server.watch import News, webhook
+from update_agent.server.watch import BY_BUDGET, News, webhook
 
+FIX = Version("1.2.0")
 HOSTS = range(1, 1001)
 SLOWLY = "10%:1h 100%:1h@+3h"
 LAB = desk.SetBudget(reason="a lab", budget=Budget(failures=500_000, sample=10))
@@ -58,6 +61,30 @@ def test_a_rollout_that_fails_is_halted_for_hosts_and_people(
     with here.site.database.read() as connection:
         deed = figures.deeds(connection, "stable")[0]
     assert (deed.author, deed.action, deed.reason) == (paused.author, "halt", paused.reason)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        pytest.param(
+            desk.Promote(version=FIX, waves=SLOWLY, reason="the fix"), id="another-release"
+        ),
+        pytest.param(desk.Promote(version=NEW, waves="1%", reason="slower"), id="another-rollout"),
+        pytest.param(desk.Pause(reason="lunch"), id="a-pause"),
+    ],
+)
+def test_what_people_did_since_a_rollout_was_judged_is_not_overruled(
+    here: Town, team: Team, meanwhile: desk.Deed
+) -> None:
+    team.do(*team.release(publisher.image(team.folder, 3), FIX.text))
+    here.promote(SLOWLY)
+    judged = here.channel
+
+    after = here.act(meanwhile)
+    edited = desk.act(here.site, "stable", desk.Halt(reason="it fails"), BY_BUDGET, judged=judged)
+
+    assert (edited.changed, edited.channel) == (False, after)
+    assert here.channel == after
 
 
 def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:

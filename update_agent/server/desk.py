@@ -109,10 +109,17 @@ class Halt:
     """Let no host install the release any more, nor boot what it installed."""
 
     reason: Because
+    version: Version | None = None
+    """What was looked at: another one, offered since, is not halted for it."""
     what = "halted"
 
     def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
-        """Return the channel with a pause, and the version in quarantine."""
+        """Return the channel with a pause, and the version in quarantine. Raises HostError."""
+        if self.version not in (None, it.version):
+            raise HostError(
+                f"channel {it.channel} offers {it.version}, and {self.version} was to be halted",
+                hint="look again, and halt what it offers now",
+            )
         return it.halt(change)
 
 
@@ -127,11 +134,17 @@ class SetBudget:
 Deed = Promote | Replan | Pause | Resume | Open | Halt
 
 
-def act(site: Site, name: str, deed: Deed, author: str) -> channels.Edited:
-    """Change the channel ``name`` and publish it. Raises HostError, ReleaseError."""
+def act(
+    site: Site, name: str, deed: Deed, author: str, *, judged: Channel | None = None
+) -> channels.Edited:
+    """Change the channel ``name`` and publish it. Raises HostError, ReleaseError.
+
+    What follows from a channel that was ``judged`` is done to that one alone: who changed it
+    meanwhile is not overruled, and what they offer is to be judged itself.
+    """
     action = type(deed).__name__.lower()
     try:
-        edited = _published(site, name, deed, author)
+        edited = _published(site, name, deed, author, judged)
     except UpdateAgentError as error:
         note(site, name, author=author, action=action, reason=deed.reason, result=str(error))
         raise
@@ -146,7 +159,9 @@ def act(site: Site, name: str, deed: Deed, author: str) -> channels.Edited:
     return edited
 
 
-def _published(site: Site, name: str, deed: Deed, author: str) -> channels.Edited:
+def _published(
+    site: Site, name: str, deed: Deed, author: str, judged: Channel | None
+) -> channels.Edited:
     if not site.keys:
         raise HostError(
             "this server has no keys, so it cannot change channels",
@@ -154,7 +169,11 @@ def _published(site: Site, name: str, deed: Deed, author: str) -> channels.Edite
         )
     repository = site.repository()
     change = Change(time=repository.now, author=author, what=deed.what, reason=deed.reason)
-    return channels.edit(repository, name, lambda it: deed.edit(repository, it, change))
+
+    def edit(it: Channel) -> Channel:
+        return deed.edit(repository, it, change) if judged in (None, it) else it
+
+    return channels.edit(repository, name, edit)
 
 
 def note(site: Site, channel: str, *, author: str, action: str, reason: str, result: str) -> None:

@@ -1,7 +1,8 @@
 """What the server does by itself: halt what fails, hold waves back, sign freshness, tell people.
 
-Every few seconds each rollout is counted and judged (``core/budget.py``). Of several servers each
-does this; an edit that another made already changes nothing, so people are told once.
+Every few seconds each rollout is counted and judged (``core/budget.py``). What follows is done to
+the channel as it was judged: one that was changed meanwhile, by people or by another server, is
+judged anew by the next look. So nobody is overruled, and people are told once.
 """
 
 import asyncio
@@ -112,7 +113,8 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     if deed is None:
         return
     halts = isinstance(deed, desk.Halt)
-    edited = desk.act(site, it.channel, deed, BY_BUDGET if halts else BY_WAVES)
+    author = BY_BUDGET if halts else BY_WAVES
+    edited = desk.act(site, it.channel, deed, author, judged=it)
     if halts:
         site.meters.halts.inc()
     logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
