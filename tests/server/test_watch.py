@@ -19,6 +19,7 @@ from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import Change
 from update_agent.core.version import Version
 from update_agent.errors import HostError
+from update_agent.publish import channels
 from update_agent.server import desk, figures
 from update_agent.server.tables import rollouts
 from update_agent.server.watch import BY_BUDGET, News, webhook
@@ -56,6 +57,7 @@ def test_a_rollout_that_fails_is_halted_for_hosts_and_people(
         "3 of 100 hosts that tried 1.1.0 failed (3.0%; 2 % are allowed): 3 fell back"
     )
     assert here.channel.quarantined == (NEW,)
+    assert here.halts() == 1
     assert seen_by_us(team, tmp_path / "host").channel == ("1.1.0", True, 4)
     assert [(it.action, it.version) for it in here.news] == [("halted", "1.1.0")]
     with here.site.database.read() as connection:
@@ -85,6 +87,23 @@ def test_what_people_did_since_a_rollout_was_judged_is_not_overruled(
 
     assert (edited.changed, edited.channel) == (False, after)
     assert here.channel == after
+    assert here.done()[0] == (type(meanwhile).__name__.lower(), meanwhile.what)
+
+
+def test_a_halt_is_counted_and_told_by_the_server_that_did_it(
+    here: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    seen = here.channel
+    here.act(desk.Halt(reason="the other server"), BY_BUDGET)
+
+    monkeypatch.setattr(channels, "listed", lambda _: [seen])
+    here.look()
+
+    assert here.halts() == 0
+    assert here.news == []
+    assert here.done()[0] == ("halt", "halted")
 
 
 def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:

@@ -13,7 +13,7 @@ from update_agent.core.channel import Channel
 from update_agent.core.report import Ended, Report
 from update_agent.core.version import Version
 from update_agent.publish import channels
-from update_agent.server import desk, tables, watch
+from update_agent.server import desk, figures, tables, watch
 from update_agent.server.intake import Intake, store
 from update_agent.server.site import Site
 from update_agent.server.tokens import Tokens
@@ -39,6 +39,15 @@ class Town:
         """Return why the rollout is paused; nothing while it is not."""
         pause = self.channel.paused
         return pause.reason if pause else ""
+
+    def done(self) -> list[tuple[str, str]]:
+        """Return what was done to the channel and what came of it, the newest first."""
+        with self.site.database.read() as connection:
+            return [(it.action, it.result) for it in figures.deeds(connection, "stable")]
+
+    def halts(self) -> float | None:
+        """Return how many halts this server counts."""
+        return self.site.meters.registry.get_sample_value("update_server_halts_total")
 
     def act(self, deed: desk.Deed, author: str = "ann") -> Channel:
         return desk.act(self.site, "stable", deed, author).channel

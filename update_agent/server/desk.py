@@ -151,7 +151,8 @@ def act(
     result = deed.what if edited.changed else "it was so before"
     if not edited.public:
         result = "it waits for signatures"
-    note(site, name, author=author, action=action, reason=deed.reason, result=result)
+    if edited.changed or judged is None:
+        note(site, name, author=author, action=action, reason=deed.reason, result=result)
     if not edited.public:
         raise HostError(
             f"channel {name} waits for signatures", hint="update-publish status says whose"

@@ -115,13 +115,12 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     halts = isinstance(deed, desk.Halt)
     author = BY_BUDGET if halts else BY_WAVES
     edited = desk.act(site, it.channel, deed, author, judged=it)
+    if not edited.changed:
+        return
     if halts:
         site.meters.halts.inc()
     logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
-    if edited.changed:
-        tell(
-            News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason)
-        )
+    tell(News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason))
 
 
 def _deed(verdict: Verdict, *, held: bool) -> desk.Deed | None:
