@@ -248,6 +248,39 @@ def test_a_person_who_pauses_meanwhile_is_not_overruled(here: Town) -> None:
     assert here.paused() == "lunch"
 
 
+def test_what_fails_while_people_pause_is_halted_in_their_pause(here: Town) -> None:
+    here.promote("100%")
+    here.act(desk.Pause(reason="lunch"))
+    here.ended(range(1, 501), "fell-back")
+
+    here.look()
+
+    assert here.paused() == "lunch"
+    assert here.channel.quarantined == (NEW,)
+    assert [it.action for it in here.news] == ["halted"]
+    here.passes(minutes=1)
+    assert len(here.news) == 1
+
+
+def test_hosts_that_are_lost_after_a_resume_were_forgiven_by_nobody(here: Town) -> None:
+    here.promote("100%")
+    here.ended(range(1, 101), "confirmed")
+    here.away(range(101, 201))
+    here.act(desk.Pause(reason="lunch"))
+    here.passes(minutes=20)
+
+    here.act(desk.Resume(reason="back"))
+    here.passes(minutes=1)
+    assert here.paused() == ""
+    here.passes(minutes=9)
+
+    assert "100 did not come back" in here.paused()
+    here.act(desk.Resume(reason="a switch was broken"))
+    here.passes(minutes=1)
+    here.passes(minutes=1)
+    assert here.paused() == ""
+
+
 def test_each_channel_has_its_own_budget(here: Town) -> None:
     desk.set_budget(here.site, "stable", LAB, author="ann")
     here.promote(SLOWLY)

@@ -331,7 +331,10 @@ def history(connection: Connection, channel: str, since: int) -> list[tuple[int,
 def tally(
     connection: Connection, channel: str, version: str, budget: Budget, *, since: int, now: int
 ) -> Tally:
-    """Return how the hosts of a channel stand with ``version``, counted from ``since`` on."""
+    """Return how the hosts of a channel stand with ``version``, counted from ``since`` on.
+
+    A host that went away before then, and was not lost yet, is one that nobody knew of.
+    """
     lately = sql.and_(hosts.c.channel == channel, hosts.c.seen >= now - LATELY)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
@@ -341,7 +344,7 @@ def tally(
     away = connection.execute(
         sql.select(_count(quiet).label("silent"), _count(sql.not_(quiet)).label("stuck")).where(
             hosts.c.channel == channel, hosts.c.state.in_(_AWAY), hosts.c.target == version,
-            hosts.c.changed >= since, hosts.c.changed <= now - budget.silence,
+            hosts.c.changed > since - budget.silence, hosts.c.changed <= now - budget.silence,
         )
     ).one()  # fmt: skip
     ended = connection.execute(

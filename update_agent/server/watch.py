@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from update_agent.core import trust
 from update_agent.core.budget import Course, Verdict, judge
 from update_agent.core.channel import BY_WAVES, Channel
+from update_agent.core.rollout import Pause
 from update_agent.core.trust import SIGNED_AT
 from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
@@ -100,16 +101,15 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     kept = desk.current(site, it)
     if kept != desk.account(site, it.channel):
         desk.keep_count(site, it.channel, kept)
-    pause = it.rollout.paused
-    if pause and pause.author != BY_WAVES:
-        return
+    if it.paused and it.version in it.quarantined:
+        return  # it is halted
     tally = desk.tally(site, it, kept)
     if tally is None:
         return
     if site.now() - site.began < max(timedelta(seconds=kept.budget.silence), _HEARD):
         tally = replace(tally, silent=0)  # they may have come back while nobody listened
     verdict = judge(kept.budget, it.version, it.rollout, tally, site.now(), lead=_LEAD)
-    deed = _deed(verdict, held=pause is not None)
+    deed = _deed(verdict, it.paused)
     if deed is None:
         return
     halts = isinstance(deed, desk.Halt)
@@ -123,15 +123,20 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     tell(News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason))
 
 
-def _deed(verdict: Verdict, *, held: bool) -> desk.Deed | None:
-    """Return what follows for a rollout, which waits for hosts when it is ``held``."""
+def _deed(verdict: Verdict, pause: Pause | None) -> desk.Deed | None:
+    """Return what follows for a rollout, which may be paused.
+
+    In a pause hosts that were offered the release go on with it, so it can fail as before: nobody's
+    pause keeps it from being halted. People's pauses end by people.
+    """
     match verdict.course:
         case Course.HALT:
             return desk.Halt(reason=verdict.why)
         case Course.HOLD:
-            return None if held else desk.Pause(reason=verdict.why)
+            return None if pause else desk.Pause(reason=verdict.why)
         case Course.GO:
-            return desk.Open(reason="enough hosts run it") if held else None
+            waits = pause is not None and pause.author == BY_WAVES
+            return desk.Open(reason="enough hosts run it") if waits else None
 
 
 def refresh(site: Site) -> None:
