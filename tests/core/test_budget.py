@@ -89,6 +89,18 @@ def test_a_wave_opens_when_enough_hosts_before_it_run_the_release(
     assert judged(Tally(hosts=10_000, running=running), after)[0] is course
 
 
+def test_no_wave_opens_while_too_few_are_heard() -> None:
+    tally = Tally(hosts=10_000, running=10_000, deaf=True)
+
+    assert judged(tally, 3 * HOUR - 2 * MINUTE)[0] is Course.GO
+    course, why = judged(tally, 3 * HOUR - MINUTE)
+    assert course is Course.HOLD
+    assert why == (
+        "too few hosts are heard to know how 1.1.0 does; the wave after 1 % of all opens when they"
+        " are"
+    )
+
+
 def test_a_deadline_opens_nothing_that_too_few_have_proved() -> None:
     waves = plan.read("1%:1h")
     rollout = Rollout(started=START, waves=waves, deadline=START + 5 * HOUR)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-import sqlalchemy as sql
-
 from tests.server.process import report
 from tests.server.town import NEW, OLD, Town
 from update_agent.core.rollout import RING, place
@@ -21,8 +19,8 @@ from update_agent.server.intake import store
 
 INSTALLS, BOOTS, FALLS_BACK = 3, 5, 9
 """Minutes from the offer to the reboot, and from there to the end, good or bad."""
-_ALIVE = 6 * 60
-"""Minutes between two signs of life, here; in truth ten."""
+_ALIVE = 15
+"""Minutes between two signs of life, if anybody looks; in truth ten."""
 _BATCH = 5000
 
 Fate = Callable[[int], str | None]
@@ -50,6 +48,7 @@ class Fleet:
     hurt: int = 0
     """Fell back, or went away and never came back."""
     minute: int = 0
+    lived: int = 0
     _line: list[tuple[float, int]] = field(default_factory=list)
     """(When it is offered, on the rollout's clock; the host), the last first."""
     _due: dict[int, list[tuple[Callable[[Sequence[int]], None], int]]] = field(
@@ -77,9 +76,10 @@ class Fleet:
             self.here.now += timedelta(minutes=self.step)
             self._open()
             self._act()
-            if self.minute % _ALIVE == 0:
-                self._live()
             if looks(self.minute):
+                if self.minute >= self.lived + _ALIVE:
+                    self.here.live()
+                    self.lived = self.minute
                 self.here.look()
 
     def _numbers(self) -> range:
@@ -126,15 +126,6 @@ class Fleet:
     def _fell_back(self, hosts: Sequence[int]) -> None:
         self.here.ended(hosts, "fell-back", "not healthy: nginx.service failed")
         self.hurt += len(hosts)
-
-    def _live(self) -> None:
-        """Let all say that they live who do."""
-        with self.here.site.database.begin() as connection:
-            connection.execute(
-                sql.update(tables.hosts)
-                .where(tables.hosts.c.state != "rebooting")
-                .values(seen=int(self.here.now.timestamp()))
-            )
 
     def share(self) -> float:
         """Return how many of the hosts run the release."""

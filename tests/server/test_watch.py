@@ -142,6 +142,46 @@ def test_a_server_that_was_off_takes_nobody_for_lost_before_it_has_listened(here
     assert "3 did not come back" in here.paused()
 
 
+def test_a_cut_cable_takes_no_host_with_it(here: Town) -> None:
+    here.promote("100%")
+    here.ended(range(1, 101), "confirmed")
+    here.away(range(101, 191))
+    here.hosts(range(191, 201), state="trial", version=NEW, target=NEW)
+    for _ in range(41):
+        here.now += timedelta(minutes=1)
+        here.look()
+    assert here.paused() == ""
+
+    here.passes(minutes=1)
+    here.passes(minutes=43)
+    assert here.paused() == ""
+    here.passes(minutes=1)
+
+    assert "90 did not come back, 10 came back and were not confirmed" in here.paused()
+
+
+def test_a_wave_does_not_open_while_nobody_is_heard(here: Town) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 51), "confirmed")
+    here.now += timedelta(minutes=178)
+    here.look()
+    assert here.paused() == (
+        "too few hosts are heard to know how 1.1.0 does; the wave after 10 % of all opens when"
+        " they are"
+    )
+    here.now += timedelta(hours=25)
+    here.look()
+    assert here.paused()
+
+    here.passes(minutes=1)
+    here.passes(minutes=43)
+    assert here.paused()
+    here.passes(minutes=1)
+
+    assert here.paused() == ""
+    assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+
+
 def test_hosts_that_came_back_and_are_never_confirmed_halt_a_rollout(here: Town) -> None:
     here.promote(SLOWLY)
     here.ended(range(1, 101), "confirmed")
@@ -333,6 +373,7 @@ def test_a_new_release_begins_with_a_new_account(here: Town) -> None:
     here.ended(range(1, 101), "fell-back")
     here.look()
     here.now += timedelta(hours=1)
+    here.live()
     now = Change(time=here.now, author="ann", what="promoted 1.0.0")
     promoted = here.channel.promote(OLD, now, downgrade_from=[NEW])
 

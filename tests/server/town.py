@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sql
+
 from tests.publisher import Team
 from tests.server.process import host_named, report
 from update_agent.core.channel import Channel
@@ -56,9 +58,18 @@ class Town:
         self.act(desk.Promote(version=NEW, waves=waves, reason="it is good"))
 
     def passes(self, **time: float) -> None:
-        """Let time pass, and the server look."""
+        """Let time pass, hosts that are not away live, and the server look."""
         self.now += timedelta(**time)
+        self.live()
         self.look()
+
+    def live(self) -> None:
+        """Let all say that they live who do."""
+        alive = tables.hosts.c.state != "rebooting"
+        with self.site.database.begin() as connection:
+            connection.execute(
+                sql.update(tables.hosts).where(alive).values(seen=int(self.now.timestamp()))
+            )
 
     def look(self) -> None:
         watch.look(self.site, self.news.append)

@@ -2,7 +2,8 @@
 
 Two questions, asked again every few seconds. Did too many of the hosts fail that tried the release?
 Then the rollout is halted, for people to look at. Does the next wave open soon, while too few of
-the hosts before it run the release? Then the rollout's clock is held until they do.
+the hosts before it run the release? Then the rollout's clock is held until they do; and while too
+few hosts are heard to know.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Tally:
     """Came back, and are on trial for too long."""
     silent: int = 0
     """Did not come back from the reboot into it."""
+    deaf: bool = False
+    """Too few hosts are heard, or were until just now: it is not known how those stand."""
 
     @property
     def failed(self) -> int:
@@ -99,6 +102,12 @@ def judge(
     share = _ends_soon(rollout, now, lead)
     if share is None:
         return _GO
+    if tally.deaf:
+        why = (
+            f"too few hosts are heard to know how {version} does; the wave after {percent(share)}"
+            " of all opens when they are"
+        )
+        return Verdict(course=Course.HOLD, why=why)
     wanted = ceil(tally.hosts * share * budget.confirmed / RING**2)
     if tally.running >= wanted:
         return _GO

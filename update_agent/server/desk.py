@@ -200,9 +200,13 @@ class Account:
     promoted: int = 0
     resumed: int = 0
     """When that was last done, by the clocks of those who did it: to know it again."""
+    unheard: int = 0
+    """When too few of the channel's hosts were last heard."""
 
 
-_COUNT = ("version", "counted_from", "promoted", "resumed")
+_COUNT = ("version", "counted_from", "promoted", "resumed", "unheard")
+_HEARD = 45 * 60
+"""Seconds in which a host that lives is heard: the longest pause between its tries, and a half."""
 
 
 def account(site: Site, name: str) -> Account:
@@ -254,14 +258,22 @@ def _written(budget: Budget) -> str:
 
 
 def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
-    """Return how hosts stand with what the channel ``it`` offers, if it offers something."""
+    """Return how hosts stand with what the channel ``it`` offers, if it offers something.
+
+    Nobody is lost before this server has listened for a while, after it began and after it heard
+    too few: they may have come back when nobody listened.
+    """
     if it.version is None:
         return None
+    now = seconds(site.now())
     with site.database.read() as connection:
-        return figures.tally(
-            connection, it.channel, it.version.text, kept.budget,
-            since=kept.counted_from, now=int(site.now().timestamp()),
-        )  # fmt: skip
+        found = figures.tally(
+            connection, it.channel, it.version.text, kept.budget, since=kept.counted_from, now=now
+        )
+    while_ago = now - max(kept.budget.silence, _HEARD)
+    if max(kept.unheard, seconds(site.began)) <= while_ago:
+        return found
+    return replace(found, silent=0, stuck=0, deaf=kept.unheard > while_ago)
 
 
 def current(site: Site, it: Channel) -> Account:
@@ -273,8 +285,11 @@ def current(site: Site, it: Channel) -> Account:
     kept = account(site, it.channel)
     if it.version is None or it.rollout is None:
         return kept
-    now, promoted = int(site.now().timestamp()), int(it.rollout.started.timestamp())
-    resumptions = (int(each.time.timestamp()) for each in it.changes if each.what == RESUMED)
+    now, promoted = seconds(site.now()), seconds(it.rollout.started)
+    with site.database.read() as connection:
+        if not figures.hears(connection, it.channel, now):
+            kept = replace(kept, unheard=now)
+    resumptions = (seconds(each.time) for each in it.changes if each.what == RESUMED)
     resumed = max(resumptions, default=kept.resumed)
     if (kept.version, kept.promoted) != (it.version.text, promoted):
         since = min(promoted, now)

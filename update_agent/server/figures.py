@@ -17,7 +17,12 @@ from update_agent.core.reason import Reason
 from update_agent.server.tables import attempts, audit, events, hosts, samples
 
 LATELY = 86400
-"""Seconds; a host that was not heard of for longer is counted no more, unless it failed."""
+"""Seconds; a host that was not heard of for longer is counted no more, unless it failed.
+
+Where nobody at all is heard, before the last one was: a fleet does not shrink by a cut cable.
+"""
+_SHORTLY = 20 * 60
+"""Seconds in which most hosts say that they live: two of their signs of life."""
 _AWAY = ("rebooting", "trial")
 """States between an old release and a new one that is confirmed."""
 _FAILED = ("fell-back", "refused")
@@ -335,7 +340,7 @@ def tally(
 
     A host that went away before then, and was not lost yet, is one that nobody knew of.
     """
-    lately = sql.and_(hosts.c.channel == channel, hosts.c.seen >= now - LATELY)
+    lately = _lately(channel)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
         sql.select(sql.func.count().label("hosts"), _count(runs).label("running")).where(lately)
@@ -362,6 +367,27 @@ def tally(
         stuck=away.stuck or 0, confirmed=outcomes.get("confirmed", 0),
         fell_back=outcomes.get("fell-back", 0), refused=outcomes.get("refused", 0),
     )  # fmt: skip
+
+
+def hears(connection: Connection, channel: str, now: int) -> bool:
+    """Return whether at least half of a channel's hosts were heard shortly.
+
+    If not, it is hardly the hosts: the network, a proxy or this server's database failed. Hosts
+    that reboot are not asked, for these a bad release may have taken.
+    """
+    stays = sql.and_(_lately(channel), hosts.c.state.not_in(_AWAY))
+    heard = connection.execute(
+        sql.select(
+            sql.func.count().label("hosts"), _count(hosts.c.seen > now - _SHORTLY).label("heard")
+        ).where(stays)
+    ).one()
+    return bool(2 * (heard.heard or 0) >= heard.hosts)
+
+
+def _lately(channel: str) -> Any:  # noqa: ANN401  a condition of SQL
+    """Select the hosts of a channel that were heard within a day of the last that was."""
+    last = sql.select(sql.func.max(hosts.c.seen)).where(hosts.c.channel == channel)
+    return sql.and_(hosts.c.channel == channel, hosts.c.seen >= last.scalar_subquery() - LATELY)
 
 
 def by_channel(connection: Connection) -> dict[str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import sqlalchemy as sql
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
@@ -21,7 +21,7 @@ from update_agent.errors import HostError
 
 metadata = MetaData()
 
-SCHEMA = 2
+SCHEMA = 3
 """Goes up when tables change so that an older server cannot use them."""
 
 _BUSY = 10.0
@@ -149,8 +149,9 @@ rollouts = Table(
     Column("counted_from", Number, nullable=False),
     Column("promoted", Number, nullable=False, server_default="0"),
     Column("resumed", Number, nullable=False, server_default="0"),
+    Column("unheard", Number, nullable=False, server_default="0"),
 )
-"""What a channel's rollout may cost (JSON), and since when that is counted."""
+"""What a channel's rollout may cost (JSON), since when that is counted, and by whom it is heard."""
 
 _CHANGES = {
     1: (
@@ -158,6 +159,7 @@ _CHANGES = {
         "ALTER TABLE rollouts ADD COLUMN promoted BIGINT NOT NULL DEFAULT 0",
         "ALTER TABLE rollouts ADD COLUMN resumed BIGINT NOT NULL DEFAULT 0",
     ),
+    2: ("ALTER TABLE rollouts ADD COLUMN unheard BIGINT NOT NULL DEFAULT 0",),
 }
 """What makes tables of one kind those of the next."""
 
@@ -267,6 +269,10 @@ def forget(connection: Connection, before: int, limit: int) -> int:
     return count + connection.execute(old_samples).rowcount
 
 
+@overload
+def seconds(time: datetime) -> int: ...
+@overload
+def seconds(time: None) -> None: ...
 def seconds(time: datetime | None) -> int | None:
     """Return ``time`` as tables hold it."""
     return None if time is None else int(time.timestamp())

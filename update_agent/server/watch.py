@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import requests
@@ -41,8 +41,6 @@ REMEMBERED = 90 * 86400
 """Seconds for which changes and attempts are kept."""
 _AT_ONCE = 5000
 """Of them removed in one look, so that reports never wait long."""
-_HEARD = timedelta(minutes=45)
-"""In which a host that lives is heard of: its sign of life, and a third of that."""
 _WEBHOOK = 10.0
 """Seconds for one try to tell people."""
 
@@ -106,8 +104,6 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     tally = desk.tally(site, it, kept)
     if tally is None:
         return
-    if site.now() - site.began < max(timedelta(seconds=kept.budget.silence), _HEARD):
-        tally = replace(tally, silent=0)  # they may have come back while nobody listened
     verdict = judge(kept.budget, it.version, it.rollout, tally, site.now(), lead=_LEAD)
     deed = _deed(verdict, it.paused)
     if deed is None:
