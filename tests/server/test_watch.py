@@ -20,7 +20,7 @@ from update_agent.core.channel import Change
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.publish import channels
-from update_agent.server import desk, figures
+from update_agent.server import desk, figures, watch
 from update_agent.server.tables import rollouts
 from update_agent.server.watch import BY_BUDGET, News, webhook
 
@@ -394,6 +394,59 @@ def test_the_timestamp_is_signed_anew_when_it_is_some_hours_old(here: Town, team
     here.passes(hours=2)
 
     assert stamp.read_bytes() != first
+
+
+def test_a_halt_that_cannot_be_signed_is_told_once_and_tried_again(here: Town, team: Team) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    key = team.online / "online.pem"
+    kept = key.rename(team.folder / "kept.pem")
+
+    here.look()
+    here.ended(range(101, 201), "fell-back")
+    here.look()
+
+    assert here.channel.paused is None
+    why = "channels wants 1 signatures, and 0 of its keys are at hand"
+    assert [it.text for it in here.news] == [f"channel stable: 1.1.0 could not be halted: {why}"]
+    assert here.done()[:2] == [("halt", why), ("promote", "promoted 1.1.0")]
+    with pytest.raises(HostError, match=why):
+        here.act(desk.Pause(reason="then I do it"))
+    kept.rename(key)
+    here.look()
+    assert here.channel.quarantined == (NEW,)
+    assert here.news[-1].action == "halted"
+
+
+def test_a_channel_that_cannot_be_read_keeps_no_other_from_being_judged(
+    here: Town, team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    team.do("channel", "create", "bad", "--product", "os")
+    [document] = (team.www / "targets/channels").glob("*.bad.json")
+    document.unlink()
+
+    here.look()
+
+    assert here.channel.quarantined == (NEW,)
+    assert "cannot judge the rollout of channel bad:" in caplog.text
+
+
+def test_a_timestamp_that_cannot_be_signed_keeps_nobody_from_being_judged(
+    here: Town, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: object) -> None:
+        raise HostError("no space left")
+
+    here.promote(SLOWLY)
+    here.ended(range(1, 101), "fell-back")
+    monkeypatch.setattr(watch, "refresh", full)
+
+    here.look()
+
+    assert here.channel.quarantined == (NEW,)
+    assert "cannot sign the timestamp anew: no space left" in caplog.text
 
 
 def test_without_keys_it_looks_on_and_says_what_it_lacks(here: Town) -> None:

@@ -29,9 +29,13 @@ def find(repository: Repository, name: str) -> Channel:
 
 def listed(repository: Repository) -> list[Channel]:
     """Return all channels, sorted by name."""
-    targets = repository.targets(CHANNELS)
-    names = [path.removeprefix("channels/").removesuffix(".json") for path in targets.targets]
-    return [find(repository, name) for name in sorted(names)]
+    return [find(repository, name) for name in names(repository)]
+
+
+def names(repository: Repository) -> list[str]:
+    """Return the names of all channels, sorted."""
+    paths = repository.targets(CHANNELS).targets
+    return sorted(path.removeprefix("channels/").removesuffix(".json") for path in paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -310,6 +310,10 @@ class Keyring:
         key = public_key(f"{FileSigner.SCHEME}:{path}", None, secrets)
         return self._remember(name, f"{FileSigner.SCHEME}:{name}.pem", key, folder)
 
+    def can_sign(self, key_id: str) -> bool:
+        """Return whether a key is at hand. Raises KeyFileError when it is there and of no use."""
+        return self._signer(key_id) is not None
+
     def sign(self, metadata: Metadata[Any], key_ids: Iterable[str]) -> None:
         """Add a signature of each of the keys that is at hand. Raises KeyFileError."""
         for key_id in key_ids:

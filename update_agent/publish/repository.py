@@ -187,6 +187,22 @@ class Repository:
                 raise
             trust.sayings(chain[-2], data)  # of a run that was killed: the last root came first
 
+    def want_keys(self, *names: str) -> None:
+        """Raise RepositoryError unless the keys at hand are enough to sign these roles.
+
+        For who has nobody to ask for the rest: an edit that was staged unsigned would stand in the
+        way of all that follow.
+        """
+        for name in names:
+            delegator = self.delegator(name)
+            threshold = delegator.get_delegated_role(name).threshold
+            at_hand = sum(self.keyring.can_sign(it) for it in _key_ids(delegator, name))
+            if at_hand < threshold:
+                raise RepositoryError(
+                    f"{name} wants {threshold} signatures, and {at_hand} of its keys are at hand",
+                    hint="--keys names the rings with the online keys",
+                )
+
     def _sweep(self) -> None:
         """Remove the unfinished files of runs that were killed."""
         with _translated(self.folder):

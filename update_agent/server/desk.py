@@ -10,11 +10,13 @@ from typing import Annotated
 
 import sqlalchemy as sql
 from msgspec import Meta
+from tuf.api.metadata import Snapshot, Timestamp
 
 from update_agent.core import document, plan
 from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import BY_WAVES, RESUMED, Change, Channel
 from update_agent.core.document import MAX_TEXT, DocumentError, Text, Time
+from update_agent.core.trust import CHANNELS
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
 from update_agent.publish import channels
@@ -140,13 +142,15 @@ def act(
     """Change the channel ``name`` and publish it. Raises HostError, ReleaseError.
 
     What follows from a channel that was ``judged`` is done to that one alone: who changed it
-    meanwhile is not overruled, and what they offer is to be judged itself.
+    meanwhile is not overruled, and what they offer is to be judged itself. It is tried again and
+    again, so what failed of it is the caller's to write down.
     """
     action = type(deed).__name__.lower()
     try:
         edited = _published(site, name, deed, author, judged)
     except UpdateAgentError as error:
-        note(site, name, author=author, action=action, reason=deed.reason, result=str(error))
+        if judged is None:
+            note(site, name, author=author, action=action, reason=deed.reason, result=str(error))
         raise
     result = deed.what if edited.changed else "it was so before"
     if not edited.public:
@@ -169,6 +173,8 @@ def _published(
             hint="update-server serve --keys FOLDER, with the online keys",
         )
     repository = site.repository()
+    repository.want()
+    repository.want_keys(CHANNELS, Snapshot.type, Timestamp.type)
     change = Change(time=repository.now, author=author, what=deed.what, reason=deed.reason)
 
     def edit(it: Channel) -> Channel:

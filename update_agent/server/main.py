@@ -120,7 +120,8 @@ def _add_serve(verb: ArgumentParser) -> None:
                       help="reports a second from one address; 0 is no limit"
                       " (default: %(default)s)")  # fmt: skip
     verb.add_argument("--webhook", metavar="URL",
-                      help="gets a POST when this server halts or holds a rollout")  # fmt: skip
+                      help="gets a POST when this server halts or holds a rollout, or"
+                      " cannot")  # fmt: skip
     verb.add_argument("--behind-proxy", metavar="ADDRESSES",
                       help="proxies whose X-Forwarded-For is believed")  # fmt: skip
     verb.set_defaults(run=run_serve)

@@ -7,9 +7,9 @@ judged anew by the next look. So nobody is overruled, and people are told once.
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import requests
@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from update_agent.core import trust
 from update_agent.core.budget import Course, Verdict, judge
 from update_agent.core.channel import BY_WAVES, Channel
+from update_agent.core.document import MAX_TEXT
 from update_agent.core.rollout import Pause
 from update_agent.core.trust import SIGNED_AT
 from update_agent.errors import UpdateAgentError
@@ -66,12 +67,8 @@ Tell = Callable[[News], None]
 async def watch(site: Site, tell: Tell) -> None:
     """Look again and again, until cancelled."""
     while True:
-        try:
+        with _going_on("watch rollouts"):
             await run_in_threadpool(look, site, tell)
-        except UpdateAgentError as error:
-            logger.warning("cannot watch rollouts: %s", error)
-        except Exception:
-            logger.exception("a defect: cannot watch rollouts")
         await asyncio.sleep(TICK)
 
 
@@ -85,12 +82,22 @@ def look(site: Site, tell: Tell) -> None:
     repository = site.repository()
     if not repository.exists or not site.keys:
         return
-    refresh(site)
-    for it in channels.listed(repository):
-        try:
-            _judge(site, it, tell)
-        except UpdateAgentError as error:
-            logger.warning("cannot judge the rollout of channel %s: %s", it.channel, error)
+    with _going_on("sign the timestamp anew"):
+        refresh(site)
+    for name in channels.names(repository):
+        with _going_on(f"judge the rollout of channel {name}"):
+            _judge(site, channels.find(repository, name), tell)
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log what fails within, and go on: with other channels, and with the next look."""
+    try:
+        yield
+    except UpdateAgentError as error:
+        logger.warning("cannot %s: %s", what, error)
+    except Exception:
+        logger.exception("a defect: cannot %s", what)
 
 
 def _judge(site: Site, it: Channel, tell: Tell) -> None:
@@ -108,15 +115,36 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
     deed = _deed(verdict, it.paused)
     if deed is None:
         return
-    halts = isinstance(deed, desk.Halt)
-    author = BY_BUDGET if halts else BY_WAVES
-    edited = desk.act(site, it.channel, deed, author, judged=it)
+    author = BY_BUDGET if isinstance(deed, desk.Halt) else BY_WAVES
+    news = News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason)
+    try:
+        edited = desk.act(site, it.channel, deed, author, judged=it)
+    except UpdateAgentError as error:
+        failed = replace(news, action=f"could not be {deed.what}", reason=str(error))
+        if not isinstance(deed, desk.Open) and _is_first(site, failed, deed, author):
+            tell(failed)
+        raise
     if not edited.changed:
         return
-    if halts:
+    if isinstance(deed, desk.Halt):
         site.meters.halts.inc()
-    logger.warning("channel %s %s: %s", it.channel, deed.what, deed.reason)
-    tell(News(channel=it.channel, version=it.version.text, action=deed.what, reason=deed.reason))
+    logger.warning("%s", news.text)
+    tell(news)
+
+
+def _is_first(site: Site, failed: News, deed: desk.Deed, author: str) -> bool:
+    """Write down what could not be done, and return whether that is new.
+
+    The next look tries it again, with other numbers in its reason and the same result.
+    """
+    result = failed.reason[:MAX_TEXT]
+    with site.database.read() as connection:
+        before = figures.deeds(connection, failed.channel, limit=1)
+    if before and (before[0].author, before[0].result) == (author, result):
+        return False
+    action = type(deed).__name__.lower()
+    desk.note(site, failed.channel, author=author, action=action, reason=deed.reason, result=result)
+    return True
 
 
 def _deed(verdict: Verdict, pause: Pause | None) -> desk.Deed | None:
