@@ -35,8 +35,8 @@ def judged(
     ("tally", "course"),
     [
         pytest.param(Tally(hosts=0, running=0), Course.GO, id="no-hosts"),
-        pytest.param(Tally(hosts=1000, running=0, fell_back=99), Course.GO, id="one-too-few"),
-        pytest.param(Tally(hosts=1000, running=0, fell_back=100), Course.HALT, id="enough"),
+        pytest.param(Tally(hosts=1000, running=0, fell_back=2), Course.GO, id="98-may-do-well"),
+        pytest.param(Tally(hosts=1000, running=0, fell_back=3), Course.HALT, id="97-cannot-help"),
         pytest.param(
             Tally(hosts=1000, running=98, confirmed=98, fell_back=2), Course.GO, id="2-of-100"
         ),
@@ -46,7 +46,16 @@ def judged(
         pytest.param(
             Tally(hosts=10, running=9, confirmed=9, silent=1), Course.HALT, id="small-channel"
         ),
-        pytest.param(Tally(hosts=10, running=8, confirmed=8, silent=1), Course.GO, id="not-all"),
+        pytest.param(Tally(hosts=10, running=0, silent=1), Course.HALT, id="9-cannot-help"),
+        pytest.param(
+            Tally(hosts=150, running=60, fell_back=1, unable=1), Course.GO, id="1-of-90-and-1"
+        ),
+        pytest.param(
+            Tally(hosts=100, running=60, fell_back=1, unable=1), Course.HALT, id="1-of-39-and-1"
+        ),
+        pytest.param(
+            Tally(hosts=50, running=0, fell_back=1, unable=2), Course.HALT, id="1-of-48-and-1"
+        ),
         pytest.param(
             Tally(hosts=1000, running=96, confirmed=96, silent=1, stuck=1, refused=1, fell_back=1),
             Course.HALT, id="of-every-kind",

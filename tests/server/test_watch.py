@@ -17,6 +17,7 @@ from tests.publisher import Team, seen_by_us
 from tests.server.town import NEW, OLD, Town, town
 from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import Change
+from update_agent.core.report import Waits
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.publish import channels
@@ -221,6 +222,36 @@ def test_who_resumes_after_a_halt_is_not_halted_again_for_the_same(here: Town) -
     here.ended(range(101, 201), "fell-back")
     here.passes(minutes=1)
     assert here.paused()
+
+
+def test_hosts_that_cannot_try_it_are_not_waited_for(here: Town) -> None:
+    desk.set_budget(here.site, "stable", LAB, author="ann")
+    here.promote()
+    kept, said = range(5, 1001), "paused on this host: end of quarter"
+    here.hosts(kept, state="waiting", wait=Waits(reason="paused-here", sentence=said))
+    failed = Waits(reason="failed-here", sentence="1.1.0 did not come up on this host")
+    here.ended(range(1, 3), "fell-back", state="waiting", wait=failed)
+    here.look()
+    assert here.paused() == ""
+
+    here.ended(range(3, 4), "fell-back", state="waiting", wait=failed)
+    here.look()
+
+    assert "3 of 3 hosts that tried 1.1.0 failed" in here.paused()
+
+
+def test_who_ran_it_before_a_resume_proves_nothing_after_it(here: Town) -> None:
+    here.promote()
+    here.ended(range(1, 961), "confirmed")
+    here.passes(minutes=1)
+    here.act(desk.Pause(reason="lunch"))
+    here.act(desk.Resume(reason="back"))
+    here.look()
+
+    here.ended(range(961, 962), "fell-back")
+    here.look()
+
+    assert "1 of 1 hosts that tried 1.1.0 failed" in here.paused()
 
 
 def test_who_resumes_what_a_person_halted_is_not_halted_for_what_failed_before(here: Town) -> None:

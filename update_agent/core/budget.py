@@ -30,7 +30,7 @@ class Budget:
     failures: Share = 20_000
     """Of the hosts that tried a release, how many may fail."""
     sample: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
-    """So many have tried before their share says something; all of them, in a small channel."""
+    """So many are to try before good ones outweigh bad ones; all who can, in a small channel."""
     confirmed: Share = 500_000
     """Of the hosts in the waves that are open, how many run the release before the next opens."""
     silence: Annotated[int, Meta(ge=60, le=7 * 86400)] = 30 * 60
@@ -54,6 +54,8 @@ class Tally:
     """Came back, and are on trial for too long."""
     silent: int = 0
     """Did not come back from the reboot into it."""
+    unable: int = 0
+    """Will not try it by themselves: it failed on them, or their people keep them from it."""
     deaf: bool = False
     """Too few hosts are heard, or were until just now: it is not known how those stand."""
 
@@ -66,6 +68,11 @@ class Tally:
     def tried(self) -> int:
         """All of which is known how it ended."""
         return self.confirmed + self.failed
+
+    @property
+    def left(self) -> int:
+        """All that may still try it."""
+        return max(0, self.hosts - self.running - self.unable - self.silent - self.stuck)
 
 
 class Course(StrEnum):
@@ -96,8 +103,7 @@ def judge(
     ``lead`` is how long before a wave opens it must be known whether it may: as long as it takes
     to ask again, and until hosts hear of the answer.
     """
-    enough = tally.tried and tally.tried >= min(budget.sample, tally.hosts)
-    if enough and tally.failed * RING > budget.failures * tally.tried:
+    if tally.failed * RING > budget.failures * _sampled(budget, tally):
         return Verdict(course=Course.HALT, why=_failures(budget, version, tally))
     share = _ends_soon(rollout, now, lead)
     if share is None:
@@ -116,6 +122,16 @@ def judge(
         f" {wanted} do"
     )
     return Verdict(course=Course.HOLD, why=why)
+
+
+def _sampled(budget: Budget, tally: Tally) -> int:
+    """Return of how many hosts the failures are a share.
+
+    While fewer have tried than are to be sampled: as if the others of the sample, as far as there
+    are any who can, did well. So a few failures halt nothing that the next hosts would prove good,
+    and what not even they could is halted before they try.
+    """
+    return max(tally.tried, min(budget.sample, tally.tried + tally.left))
 
 
 def _ends_soon(rollout: Rollout, now: datetime, lead: timedelta) -> int | None:

@@ -26,6 +26,13 @@ _SHORTLY = 20 * 60
 _AWAY = ("rebooting", "trial")
 """States between an old release and a new one that is confirmed."""
 _FAILED = ("fell-back", "refused")
+_KEPT = (
+    Reason.PAUSED_HERE, Reason.BY_HAND, Reason.NO_WAVE, Reason.DOWNGRADE, Reason.TOO_OLD,
+)  # fmt: skip
+"""Why hosts do not try what is offered until somebody does something about it."""
+_UNABLE = (*_KEPT, Reason.FAILED_HERE, Reason.BAD_RELEASE)
+"""The same, and those on which, or beside which, it failed."""
+_AT_REST = ("idle", "waiting", "failed")
 
 SAMPLED = 300
 """Seconds between two samples of which versions run."""
@@ -352,6 +359,11 @@ def tally(
             hosts.c.changed > since - budget.silence, hosts.c.changed <= now - budget.silence,
         )
     ).one()  # fmt: skip
+    unable = connection.scalar(
+        sql.select(sql.func.count())
+        .select_from(hosts)
+        .where(lately, hosts.c.state.in_(_AT_REST), hosts.c.reason.in_(_UNABLE), sql.not_(runs))
+    )
     ended = connection.execute(
         sql.select(attempts.c.outcome, sql.func.count().label("count"))
         .where(
@@ -364,7 +376,7 @@ def tally(
     outcomes = {row.outcome: row.count for row in _typed(ended)}
     return Tally(
         hosts=stands.hosts, running=stands.running or 0, silent=away.silent or 0,
-        stuck=away.stuck or 0, confirmed=outcomes.get("confirmed", 0),
+        stuck=away.stuck or 0, unable=unable or 0, confirmed=outcomes.get("confirmed", 0),
         fell_back=outcomes.get("fell-back", 0), refused=outcomes.get("refused", 0),
     )  # fmt: skip
 
