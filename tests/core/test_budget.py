@@ -98,6 +98,13 @@ def test_a_wave_opens_when_enough_hosts_before_it_run_the_release(
     assert judged(Tally(hosts=10_000, running=running), after)[0] is course
 
 
+@pytest.mark.parametrize(("placed", "course"), [(0, Course.GO), (8, Course.HOLD), (7, Course.GO)])
+def test_no_wave_waits_for_more_hosts_than_have_a_place(placed: int, course: Course) -> None:
+    tally = Tally(hosts=10_000, running=7 if placed else 0, placed=placed)
+
+    assert judged(tally, 3 * HOUR - MINUTE)[0] is course
+
+
 def test_no_wave_opens_while_too_few_are_heard() -> None:
     tally = Tally(hosts=10_000, running=10_000, deaf=True)
 

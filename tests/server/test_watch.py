@@ -27,6 +27,7 @@ from update_agent.server.watch import BY_BUDGET, News, webhook
 
 FIX = Version("1.2.0")
 HOSTS = range(1, 1001)
+BY_HAND = Waits(reason="by-hand", sentence="this host installs only what somebody asks for")
 SLOWLY = "10%:1h 100%:1h@+3h"
 LAB = desk.SetBudget(reason="a lab", budget=Budget(failures=500_000, sample=10))
 
@@ -305,6 +306,27 @@ def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
     assert rollout
     assert (rollout.paused, rollout.held) == (None, 40 * 60)
     assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+
+
+@pytest.mark.parametrize(
+    ("places", "wait", "why"),
+    [
+        pytest.param((10_000, 999_999), None, "", id="reaches-nobody"),
+        pytest.param((9_999, 999_999), None, "0 hosts run 1.1.0", id="reaches-one"),
+        pytest.param((9_999, 999_999), BY_HAND, "", id="reaches-one-that-is-updated-by-hand"),
+    ],
+)
+def test_a_wave_waits_for_no_more_hosts_than_it_reaches(
+    here: Town, places: tuple[int, int], wait: Waits | None, why: str
+) -> None:
+    here.promote("1%:1h 100%:1h@+3h")
+    for place, hosts in zip(places, (range(1, 2), HOSTS[1:]), strict=True):
+        here.hosts(hosts, place=place, wait=wait)
+
+    here.passes(minutes=178)
+
+    assert here.paused().startswith(why)
+    assert bool(here.paused()) == bool(why)
 
 
 def test_a_person_who_pauses_meanwhile_is_not_overruled(here: Town) -> None:

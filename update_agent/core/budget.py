@@ -56,6 +56,8 @@ class Tally:
     """Did not come back from the reboot into it."""
     unable: int = 0
     """Will not try it by themselves: it failed on them, or their people keep them from it."""
+    placed: int | None = None
+    """Have a place in the waves that have begun, and are kept from it by nobody; None: all may."""
     deaf: bool = False
     """Too few hosts are heard, or were until just now: it is not known how those stand."""
 
@@ -114,7 +116,7 @@ def judge(
             " of all opens when they are"
         )
         return Verdict(course=Course.HOLD, why=why)
-    wanted = ceil(tally.hosts * share * budget.confirmed / RING**2)
+    wanted = _wanted(budget, share, tally)
     if tally.running >= wanted:
         return _GO
     why = (
@@ -134,15 +136,22 @@ def _sampled(budget: Budget, tally: Tally) -> int:
     return max(tally.tried, min(budget.sample, tally.tried + tally.left))
 
 
+def _wanted(budget: Budget, share: int, tally: Tally) -> int:
+    """Return how many hosts are to run it before more than ``share`` opens.
+
+    Never more than have a place there: among few hosts a wave reaches few or nobody, and who waits
+    for nobody would wait for ever.
+    """
+    wanted = ceil(tally.hosts * share * budget.confirmed / RING**2)
+    return wanted if tally.placed is None else min(wanted, tally.placed)
+
+
 def _ends_soon(rollout: Rollout, now: datetime, lead: timedelta) -> int | None:
     """Return the share that is open, if more of it opens within ``lead``; None if not."""
-    clock, share = rollout.clock(now), 0
-    for wave in rollout.waves:
-        if wave.opens > clock:
-            soon = wave.opens - clock <= lead.total_seconds()
-            return share if share and (soon or _is_due(rollout, now, lead)) else None
-        share = wave.share
-    return share if share < RING and _is_due(rollout, now, lead) else None
+    clock, share = rollout.clock(now), rollout.begun(now)
+    follows = next((wave.opens for wave in rollout.waves if wave.opens > clock), None)
+    soon = follows is not None and follows - clock <= lead.total_seconds()
+    return share if 0 < share < RING and (soon or _is_due(rollout, now, lead)) else None
 
 
 def _is_due(rollout: Rollout, now: datetime, lead: timedelta) -> bool:

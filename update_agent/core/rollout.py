@@ -136,6 +136,11 @@ class Rollout:
             first = wave.share
         return opened
 
+    def begun(self, now: datetime) -> int:
+        """Return up to which place waves have begun to open."""
+        clock = self.clock(now)
+        return max((wave.share for wave in self.waves if wave.opens <= clock), default=0)
+
     def pause(self, pause: Pause) -> "Rollout":
         """Stop the clock; a rollout that is paused stays as it is."""
         return self if self.paused else replace(self, paused=pause)

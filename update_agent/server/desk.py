@@ -16,6 +16,7 @@ from update_agent.core import document, plan
 from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import BY_WAVES, RESUMED, Change, Channel
 from update_agent.core.document import MAX_TEXT, DocumentError, Text, Time
+from update_agent.core.rollout import RING
 from update_agent.core.trust import CHANNELS
 from update_agent.core.version import Version
 from update_agent.errors import HostError, UpdateAgentError
@@ -269,13 +270,15 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
     Nobody is lost before this server has listened for a while, after it began and after it heard
     too few: they may have come back when nobody listened.
     """
-    if it.version is None:
+    if it.version is None or it.rollout is None:
         return None
-    now = seconds(site.now())
+    now, begun = seconds(site.now()), it.rollout.begun(site.now())
     with site.database.read() as connection:
         found = figures.tally(
             connection, it.channel, it.version.text, kept.budget, since=kept.counted_from, now=now
         )
+        if begun < RING:
+            found = replace(found, placed=figures.placed(connection, it.channel, begun))
     while_ago = now - max(kept.budget.silence, _HEARD)
     if max(kept.unheard, seconds(site.began)) <= while_ago:
         return found

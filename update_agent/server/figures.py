@@ -381,6 +381,22 @@ def tally(
     )  # fmt: skip
 
 
+def placed(connection: Connection, channel: str, share: int) -> int:
+    """Return how many hosts of a channel may have a place below ``share``, if nobody keeps them."""
+    return (
+        connection.scalar(
+            sql.select(sql.func.count())
+            .select_from(hosts)
+            .where(
+                _lately(channel),
+                sql.or_(hosts.c.place < share, hosts.c.place.is_(None)),
+                sql.or_(hosts.c.reason.is_(None), hosts.c.reason.not_in(_KEPT)),
+            )
+        )
+        or 0
+    )
+
+
 def hears(connection: Connection, channel: str, now: int) -> bool:
     """Return whether at least half of a channel's hosts were heard shortly.
 
