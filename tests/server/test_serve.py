@@ -321,6 +321,15 @@ def test_a_report_that_comes_twice_or_late_changes_nothing(tmp_path: Path) -> No
     assert rows(state, "SELECT sequence FROM events ORDER BY sequence") == [(1,), (2,), (3,)]
 
 
+def test_a_host_that_was_put_back_to_a_snapshot_is_heard_at_once(tmp_path: Path) -> None:
+    later = NOON + timedelta(minutes=1)
+    with serving(tmp_path) as server:
+        server.post(report(sequence=90, version=Version("1.1.0")))
+        server.post(report(sequence=40, time=later))
+
+    assert rows(tmp_path / "state", "SELECT version, sequence FROM hosts") == [("1.0.0", 40)]
+
+
 def test_a_sign_of_life_moves_what_is_seen_and_tells_no_new_story(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         server.post(report(sequence=2))

@@ -3,7 +3,7 @@
 A report is whole: whoever reads the newest one of a host knows how it stands. It has a number in
 its host's queue, which goes up with every change; a sign of life between two changes repeats the
 number of the last. So a report that arrives twice, or late, changes nothing. A host that lost its
-disk begins another queue.
+disk begins another queue; one that was put back to a snapshot uses numbers again, at later times.
 
 Words of states, reasons and outcomes are taken as they come, so that a server understands hosts
 that are newer than itself.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, or_
+from sqlalchemy import and_, case, or_
 from sqlalchemy.engine import Connection
 
 from update_agent.core.report import Report
@@ -134,6 +134,9 @@ def store(
 ) -> None:
     """Write ``reports``; what is known already, or older than what is known, changes nothing.
 
+    Older is what has a lower number and was not said later: a machine that was put back to a
+    snapshot goes on with numbers that it has used before.
+
     Rows are written in the order of their keys, so that two servers never wait for one another.
     """
     received = int(now.timestamp())
@@ -150,7 +153,8 @@ def store(
 def _upsert(database: Database) -> Any:  # noqa: ANN401  an insert of the database's dialect
     statement = database.insert(hosts)
     new = statement.excluded
-    changes = or_(new.queue != hosts.c.queue, new.sequence > hosts.c.sequence)
+    went_back = and_(new.sequence < hosts.c.sequence, new.time > hosts.c.time)
+    changes = or_(new.queue != hosts.c.queue, new.sequence > hosts.c.sequence, went_back)
     return statement.on_conflict_do_update(
         index_elements=[hosts.c.host],
         set_={it.name: new[it.name] for it in hosts.columns if it.name not in ("host", "changed")}
