@@ -32,6 +32,7 @@ _WAITS = {
     Reason.PAUSED_HERE: "were paused by their own people",
     Reason.BY_HAND: "install only what somebody asks for",
     Reason.INSTALLATION: "go on with an installation that stopped",
+    Reason.SLOTS: "do not know from which slot they run",
     Reason.PERSON: "wait for somebody who reboots them",
     Reason.WINDOW: "wait for their reboot window",
     Reason.INHIBITED: "are kept from rebooting by what runs on them",
