@@ -353,6 +353,15 @@ def test_the_description_is_whole(server: Server) -> None:
     assert limit["schema"] == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
 
 
+def test_the_description_tells_the_units_of_a_budget() -> None:
+    budget = openapi()["components"]["schemas"]["Budget"]["properties"]
+
+    assert {name: it.get("description") for name, it in budget.items() if name != "format"} == {
+        "failures": "Of 1,000,000 hosts.", "sample": "Hosts.",
+        "confirmed": "Of 1,000,000 hosts.", "silence": "Seconds.",
+    }  # fmt: skip
+
+
 def test_many_at_once_are_all_kept(server: Server) -> None:
     async def post(number: int) -> int:
         answer = await asyncio.to_thread(

@@ -18,8 +18,7 @@ from update_agent.core.document import Format, Text
 from update_agent.core.rollout import RING, Rollout, percent
 from update_agent.core.version import Version
 
-Share = Annotated[int, Meta(ge=0, le=RING)]
-"""Of hosts, in parts of ``RING``."""
+Share = Annotated[int, Meta(ge=0, le=RING, description="Of 1,000,000 hosts.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +28,12 @@ class Budget:
     format: Format = 1
     failures: Share = 20_000
     """Of the hosts that tried a release, how many may fail."""
-    sample: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    sample: Annotated[int, Meta(ge=1, le=1_000_000, description="Hosts.")] = 100
     """So many are to try before good ones outweigh bad ones; all who can, in a small channel."""
     confirmed: Share = 500_000
     """Of the hosts in the waves that are open, how many run the release before the next opens."""
-    silence: Annotated[int, Meta(ge=60, le=7 * 86400)] = 30 * 60
-    """Seconds after which a host that went to reboot is taken for lost."""
+    silence: Annotated[int, Meta(ge=60, le=7 * 86400, description="Seconds.")] = 30 * 60
+    """After which a host that went to reboot is taken for lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
