@@ -369,6 +369,68 @@ def test_a_copy_made_while_it_serves_is_whole_and_serves(
         assert again.post(report(2))["taken"] == 1
 
 
+def test_a_copy_is_restored_whatever_the_last_server_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, state = tmp_path / "copy.sqlite", ["--state", str(tmp_path / "state")]
+    with serving(tmp_path) as server:
+        server.post(report(1))
+        assert main(["backup", str(copy), *state]) == 0
+        server.post(*(report(it) for it in range(2, 60)))
+
+        assert main(["restore", str(copy), *state]) == 4
+        assert "server.sqlite is in use\n(stop the server" in capsys.readouterr().err
+        server.post(report(60))
+    assert (tmp_path / "state/server.sqlite-wal").exists()  # it was killed
+
+    assert told(capsys, "restore", str(copy), *state)["from"] == str(copy)
+
+    with serving(tmp_path, tokens=server.tokens) as again:
+        assert again.api("/v1/hosts")["total"] == 1
+        assert again.post(report(2))["taken"] == 1
+    assert rows(tmp_path / "state", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_copy_takes_the_place_of_a_database_that_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, state = tmp_path / "copy.sqlite", tmp_path / "state"
+    words = ["--state", str(state)]
+    main(["token", "add", "rack 7", "--role", "fleet", *words])
+    main(["backup", str(copy), *words])
+    (state / "server.sqlite").write_bytes(b"\xff" * 5000)
+    (state / "server.sqlite-wal").write_bytes(b"\xff" * 5000)
+
+    assert main(["restore", str(copy), *words]) == 0
+
+    assert not (state / "server.sqlite-wal").exists()
+    capsys.readouterr()
+    assert told(capsys, "token", "list", *words)["tokens"][0]["name"] == "rack 7"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(None, "unable to open database file", id="missing"),
+        pytest.param(b"", "no such table: schema", id="empty"),
+        pytest.param(b"hello" * 1000, "file is not a database", id="text"),
+    ],
+)
+def test_what_is_no_copy_is_not_restored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes | None, message: str
+) -> None:
+    copy, words = tmp_path / "copy.sqlite", ["--state", str(tmp_path / "state")]
+    main(["token", "add", "rack 7", "--role", "fleet", *words])
+    if data is not None:
+        copy.write_bytes(data)
+    capsys.readouterr()
+
+    assert main(["restore", str(copy), *words]) == 4
+
+    assert f"copy.sqlite is no copy of the database: {message}" in capsys.readouterr().err
+    assert len(told(capsys, "token", "list", *words)["tokens"]) == 1
+
+
 def test_what_is_months_old_is_forgotten_and_the_host_is_not(tmp_path: Path) -> None:
     database = tables.opened(f"sqlite:///{tmp_path / 'x.sqlite'}")
     with database.begin() as connection:

@@ -10,7 +10,7 @@ import ssl
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -76,13 +76,22 @@ def command() -> ArgumentParser:
     backup = verbs.add_parser(
         "backup",
         help="copy the SQLite database, also while it is used",
-        description="Copy the SQLite database, also while a server uses it. To restore, make the"
-        " copy server.sqlite in --state, and start the server. PostgreSQL has pg_dump.",
+        description="Copy the SQLite database, also while a server uses it; 'restore' takes the"
+        " copy. PostgreSQL has pg_dump.",
     )
     backup.add_argument("file", type=Path, metavar="FILE", help="which must not be there yet")
-    _add_database(backup)
-    _add_json(backup)
-    backup.set_defaults(run=run_backup)
+    restore = verbs.add_parser(
+        "restore",
+        help="let the SQLite database be what a backup holds",
+        description="Put a copy that 'backup' made in the place of the SQLite database in --state."
+        " Refused while a server uses that. A mere cp would leave the old database's log beside the"
+        " new one, which destroys it. PostgreSQL has pg_restore.",
+    )
+    restore.add_argument("file", type=Path, metavar="FILE", help="which 'backup' made")
+    for verb, run in ((backup, run_backup), (restore, run_restore)):
+        _add_database(verb)
+        _add_json(verb)
+        verb.set_defaults(run=run)
     token = verbs.add_parser(
         "token",
         help="add, list, revoke tokens",
@@ -169,7 +178,11 @@ def database_of(options: Namespace) -> Database:
     """Return the database that the options name. Raises DatabaseError, HostError."""
     if options.database:
         return tables.opened(options.database)
-    folder: Path = options.state
+    _make_state(options.state)
+    return tables.opened(f"sqlite:///{_sqlite(options.state).absolute()}")
+
+
+def _make_state(folder: Path) -> None:
     try:
         files.make_folders(folder)
         folder.chmod(0o700)
@@ -177,7 +190,6 @@ def database_of(options: Namespace) -> Database:
         raise HostError(
             f"cannot use {folder}: {error.strerror}", hint="--state FOLDER names another"
         ) from error
-    return tables.opened(f"sqlite:///{_sqlite(folder).absolute()}")
 
 
 def _sqlite(folder: Path) -> Path:
@@ -319,12 +331,28 @@ def run_backup(options: Namespace) -> int:
         raise HostError("only SQLite is copied so", hint="pg_dump copies PostgreSQL")
     if not _sqlite(options.state).exists():
         raise HostError(f"there is no {_sqlite(options.state)}", hint="--state FOLDER")
-    tables.copy(database_of(options), options.file)
+    with closing(database_of(options)) as database:
+        tables.copy(database, options.file)
     original = _sqlite(options.state)
     _show(
         options,
         {"copy": str(options.file), "of": str(original)},
-        f"{options.file} is a whole copy; to restore it, make it {original}",
+        f"{options.file} is a whole copy; update-server restore {options.file} goes back to it",
+    )
+    return 0
+
+
+def run_restore(options: Namespace) -> int:
+    """Put a copy in the place of the database; a server that is started then goes on from it."""
+    if options.database:
+        raise HostError("only SQLite is restored so", hint="pg_restore restores PostgreSQL")
+    database = _sqlite(options.state)
+    _make_state(options.state)
+    tables.restore(options.file, database)
+    _show(
+        options,
+        {"restored": str(database), "from": str(options.file)},
+        f"{database} is what {options.file} holds; start the server",
     )
     return 0
 

@@ -5,8 +5,10 @@ in UTC. What pages show of 100,000 hosts is counted by these indexes (``figures.
 Python.
 """
 
+import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -18,6 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from update_agent.errors import HostError
+from update_agent.host import files
 
 metadata = MetaData()
 
@@ -223,12 +226,8 @@ def opened(url: str) -> Database:
             connection.execute(
                 database.insert(schema).values(version=SCHEMA).on_conflict_do_nothing()
             )
-        elif found > SCHEMA:
-            raise DatabaseError(
-                f"the database has tables of the kind {found}, wanted {SCHEMA}",
-                hint="run the update-server that made them, or a newer one",
-            )
         else:
+            _want_known(found)
             _bring_up(connection, found)
     return database
 
@@ -248,6 +247,65 @@ def copy(database: Database, to: Path) -> None:
         raise DatabaseError(f"{to} is there already", hint="name a new file")
     with _translated(), database.engine.connect() as connection:
         connection.exec_driver_sql("VACUUM INTO ?", (str(to),))
+
+
+def restore(copy: Path, to: Path) -> None:
+    """Let the SQLite database ``to`` be what ``copy`` holds. Raises DatabaseError.
+
+    Refused while anybody has ``to`` open. What it has written is folded into it first, and only
+    then replaced: its log, left beside another database, would destroy that one. Whenever the power
+    goes, the old database stands or the new one.
+    """
+    _want_whole(copy)
+    if to.exists():
+        _fold(to)
+    try:
+        for end in ("-wal", "-shm", "-journal"):
+            to.with_name(to.name + end).unlink(missing_ok=True)
+        files.flush_folder(to.parent)
+        with copy.open("rb") as source, files.replaced(to) as target:
+            shutil.copyfileobj(source, target)
+    except OSError as error:
+        raise DatabaseError(f"cannot restore {to}: {error.strerror}") from error
+
+
+def _want_whole(copy: Path) -> None:
+    """Raise DatabaseError unless the file, without a log beside it, is a database of ours."""
+    alone = f"{copy.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(alone, uri=True)) as found:
+            [[said], *_] = found.execute("PRAGMA quick_check").fetchall()
+            [[version]] = found.execute("SELECT version FROM schema").fetchall()
+    except (sqlite3.Error, ValueError) as error:
+        raise DatabaseError(
+            f"{copy} is no copy of the database: {error}", hint="update-server backup makes one"
+        ) from error
+    if said != "ok":
+        raise DatabaseError(f"{copy} is damaged: {said}", hint="take an older copy")
+    _want_known(version)
+
+
+def _fold(database: Path) -> None:
+    """Fold its log into a database, which nobody else may have open; not into one that is broken.
+
+    SQLite leaves the mode with a log only where no other connection is.
+    """
+    with closing(sqlite3.connect(database, timeout=1)) as found:
+        try:
+            found.execute("PRAGMA journal_mode = DELETE").fetchall()
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise DatabaseError(
+                    f"{database} is in use", hint="stop the server, and restore again"
+                ) from error
+
+
+def _want_known(version: int) -> None:
+    if version > SCHEMA:
+        raise DatabaseError(
+            f"the database has tables of the kind {version}, wanted {SCHEMA}",
+            hint="run the update-server that made them, or a newer one",
+        )
 
 
 def forget(connection: Connection, before: int, limit: int) -> int:
