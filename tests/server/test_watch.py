@@ -14,6 +14,7 @@ import sqlalchemy as sql
 
 from tests import publisher
 from tests.publisher import Team, seen_by_us
+from tests.server.process import host_named
 from tests.server.town import NEW, OLD, Town, town
 from update_agent.core.budget import Budget, Tally
 from update_agent.core.channel import Change
@@ -500,6 +501,23 @@ def test_a_timestamp_that_cannot_be_signed_keeps_nobody_from_being_judged(
 
     assert here.channel.quarantined == (NEW,)
     assert "cannot sign the timestamp anew: no space left" in caplog.text
+
+
+def test_once_an_hour_what_is_months_old_is_forgotten(here: Town) -> None:
+    def remembered() -> int:
+        with here.site.database.read() as connection:
+            return len(figures.timeline(connection, host_named(1)))
+
+    here.now = here.now.replace(minute=5) + timedelta(days=90, hours=1)
+    here.hosts(HOSTS, version=OLD)
+    here.look()
+    assert remembered() == 2
+
+    here.passes(minutes=54)
+    assert remembered() == 2
+    here.passes(minutes=1)
+
+    assert remembered() == 1
 
 
 def test_without_keys_it_looks_on_and_says_what_it_lacks(here: Town) -> None:

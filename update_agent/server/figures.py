@@ -306,11 +306,14 @@ def failures(connection: Connection, channel: str, since: int, limit: int = 50) 
     ]
 
 
-def sample(connection: Connection, insert: Any, now: int) -> None:  # noqa: ANN401
-    """Remember how many hosts run what; ``insert`` is of the database's dialect."""
+def sample(connection: Connection, insert: Any, now: int) -> bool:  # noqa: ANN401
+    """Remember how many hosts run what, and return whether nobody had done so yet.
+
+    ``insert`` is of the database's dialect.
+    """
     time = now - now % SAMPLED
     if connection.scalar(sql.select(samples.c.time).where(samples.c.time == time).limit(1)):
-        return
+        return False
     rows = connection.execute(
         sql.select(hosts.c.channel, hosts.c.version, sql.func.count().label("count"))
         .where(hosts.c.seen >= now - LATELY)
@@ -322,6 +325,7 @@ def sample(connection: Connection, insert: Any, now: int) -> None:  # noqa: ANN4
     ]
     if found:
         connection.execute(insert.on_conflict_do_nothing(), found)
+    return bool(found)
 
 
 def listened(connection: Connection) -> int | None:

@@ -25,7 +25,7 @@ from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
 from update_agent.server import desk, figures, tables
 from update_agent.server.site import Site
-from update_agent.server.tables import samples
+from update_agent.server.tables import samples, seconds
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ _REFRESH = timedelta(hours=6)
 REMEMBERED = 90 * 86400
 """Seconds for which changes and attempts are kept."""
 _AT_ONCE = 5000
-"""Of them removed in one look, so that reports never wait long."""
+"""Of each removed in one commit, so that reports never wait long."""
+_HOUR = 3600
+"""Seconds; in its first sample of an hour a server also forgets: to look what is old takes time."""
 _WEBHOOK = 10.0
 """Seconds for one try to tell people."""
 
@@ -76,9 +78,10 @@ def look(site: Site, tell: Tell) -> None:
     """Count and judge every rollout, and do what follows. Raises UpdateAgentError."""
     with site.database.begin() as connection:
         insert = site.database.insert(samples)
-        now = int(site.now().timestamp())
-        figures.sample(connection, insert, now)
-        tables.forget(connection, now - REMEMBERED, _AT_ONCE)
+        now = seconds(site.now())
+        sampled = figures.sample(connection, insert, now)
+    if sampled and now % _HOUR < figures.SAMPLED:
+        _forget(site, now - REMEMBERED)
     repository = site.repository()
     if not repository.exists or not site.keys:
         return
@@ -87,6 +90,13 @@ def look(site: Site, tell: Tell) -> None:
     for name in channels.names(repository):
         with _going_on(f"judge the rollout of channel {name}"):
             _judge(site, channels.find(repository, name), tell)
+
+
+def _forget(site: Site, before: int) -> None:
+    removed = _AT_ONCE
+    while removed >= _AT_ONCE:
+        with site.database.begin() as connection:
+            removed = tables.forget(connection, before, _AT_ONCE)
 
 
 @contextmanager
