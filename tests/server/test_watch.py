@@ -23,6 +23,7 @@ from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.publish import channels
 from update_agent.server import desk, figures, watch
+from update_agent.server.gauges import Gauges
 from update_agent.server.tables import rollouts
 from update_agent.server.watch import BY_BUDGET, News, webhook
 
@@ -518,6 +519,22 @@ def test_once_an_hour_what_is_months_old_is_forgotten(here: Town) -> None:
     here.passes(minutes=1)
 
     assert remembered() == 1
+
+
+def test_hosts_that_are_gone_are_counted_apart(here: Town) -> None:
+    here.now += timedelta(hours=25)
+    here.hosts(range(1, 901), version=OLD)
+
+    gauges = {
+        (it.name, *it.labels.values()): it.value
+        for family in Gauges(here.site).collect() for it in family.samples
+    }  # fmt: skip
+
+    assert gauges["update_server_hosts", "stable", "idle"] == 900
+    assert gauges["update_server_hosts_unheard", "stable"] == 100
+    with here.site.database.read() as connection:
+        assert [it.hosts for it in figures.versions(connection, "stable")] == [900]
+        assert [it.hosts for it in figures.waiting(connection, "stable")] == [900]
 
 
 def test_without_keys_it_looks_on_and_says_what_it_lacks(here: Town) -> None:

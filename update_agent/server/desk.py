@@ -285,6 +285,14 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
     return replace(found, silent=0, stuck=0, deaf=kept.unheard > while_ago)
 
 
+def listening(site: Site, it: Channel, kept: Account) -> Account:
+    """Return the account as of now: whether too few hosts of the channel are heard."""
+    now = seconds(site.now())
+    with site.database.read() as connection:
+        hears = figures.hears(connection, it.channel, now)
+    return kept if hears else replace(kept, unheard=now)
+
+
 def current(site: Site, it: Channel) -> Account:
     """Return the account of what the channel ``it`` offers now, as of its newest promotion.
 
@@ -295,9 +303,6 @@ def current(site: Site, it: Channel) -> Account:
     if it.version is None or it.rollout is None:
         return kept
     now, promoted = seconds(site.now()), seconds(it.rollout.started)
-    with site.database.read() as connection:
-        if not figures.hears(connection, it.channel, now):
-            kept = replace(kept, unheard=now)
     resumptions = (seconds(each.time) for each in it.changes if each.what == RESUMED)
     resumed = max(resumptions, default=kept.resumed)
     if (kept.version, kept.promoted) != (it.version.text, promoted):

@@ -218,10 +218,10 @@ def attempts_of(connection: Connection, name: str, limit: int = 50) -> list[Atte
 
 
 def versions(connection: Connection, channel: str) -> list[Share]:
-    """Return how many hosts of a channel run what, the most first."""
+    """Return how many hosts of a channel that are heard run what, the most first."""
     rows = connection.execute(
         sql.select(hosts.c.version, sql.func.count().label("count"))
-        .where(hosts.c.channel == channel)
+        .where(_lately(connection, channel))
         .group_by(hosts.c.version)
         .order_by(sql.desc("count"), hosts.c.version)
     )
@@ -231,26 +231,33 @@ def versions(connection: Connection, channel: str) -> list[Share]:
 def waiting(connection: Connection, channel: str, waves: Sequence[int] = ()) -> list[Waiting]:
     """Return how many hosts of a channel are in which state, and why, the most first.
 
+    Of those that are heard.
+
     ``waves`` are the shares up to which the waves of its rollout go.
     """
+    lately = _lately(connection, channel)
     rows = connection.execute(
         sql.select(hosts.c.state, hosts.c.reason, sql.func.count().label("count"))
-        .where(hosts.c.channel == channel)
+        .where(lately)
         .group_by(hosts.c.state, hosts.c.reason)
     )
     found = [
         it
         for row in _typed(rows)
-        for it in _by_wave(connection, channel, row.state, row.reason, waves)
+        for it in _by_wave(connection, lately, row.state, row.reason, waves)
     ]
     return sorted(found, key=lambda it: (-it.hosts, it.state, it.wave or 0))
 
 
 def _by_wave(
-    connection: Connection, channel: str, state: str, reason: str | None, waves: Sequence[int]
+    connection: Connection,
+    lately: Any,  # noqa: ANN401
+    state: str,
+    reason: str | None,
+    waves: Sequence[int],
 ) -> Iterator[Waiting]:
     """Yield the hosts in one state for one reason, by wave where they wait for one."""
-    group = sql.and_(hosts.c.channel == channel, hosts.c.state == state, hosts.c.reason == reason)
+    group = sql.and_(lately, hosts.c.state == state, hosts.c.reason == reason)
     parts: list[tuple[int | None, Any]] = [(None, group)]
     if reason == Reason.WAVE and waves:
         ends = zip((0, *waves), waves, strict=False)
@@ -351,7 +358,7 @@ def tally(
 
     A host that went away before then, and was not lost yet, is one that nobody knew of.
     """
-    lately = _lately(channel)
+    lately = _lately(connection, channel)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
         sql.select(sql.func.count().label("hosts"), _count(runs).label("running")).where(lately)
@@ -392,7 +399,7 @@ def placed(connection: Connection, channel: str, share: int) -> int:
             sql.select(sql.func.count())
             .select_from(hosts)
             .where(
-                _lately(channel),
+                _lately(connection, channel),
                 sql.or_(hosts.c.place < share, hosts.c.place.is_(None)),
                 sql.or_(hosts.c.reason.is_(None), hosts.c.reason.not_in(_KEPT)),
             )
@@ -407,7 +414,7 @@ def hears(connection: Connection, channel: str, now: int) -> bool:
     If not, it is hardly the hosts: the network, a proxy or this server's database failed. Hosts
     that reboot are not asked, for these a bad release may have taken.
     """
-    stays = sql.and_(_lately(channel), hosts.c.state.not_in(_AWAY))
+    stays = sql.and_(_lately(connection, channel), hosts.c.state.not_in(_AWAY))
     heard = connection.execute(
         sql.select(
             sql.func.count().label("hosts"), _count(hosts.c.seen > now - _SHORTLY).label("heard")
@@ -416,10 +423,11 @@ def hears(connection: Connection, channel: str, now: int) -> bool:
     return bool(2 * (heard.heard or 0) >= heard.hosts)
 
 
-def _lately(channel: str) -> Any:  # noqa: ANN401  a condition of SQL
-    """Select the hosts of a channel that were heard within a day of the last that was."""
+def _lately(connection: Connection, channel: str) -> Any:  # noqa: ANN401  a condition of SQL
+    """Select the hosts of a channel that are heard: within a day of the last that was."""
     last = sql.select(sql.func.max(hosts.c.seen)).where(hosts.c.channel == channel)
-    return sql.and_(hosts.c.channel == channel, hosts.c.seen >= last.scalar_subquery() - LATELY)
+    since = (connection.scalar(last) or 0) - LATELY
+    return sql.and_(hosts.c.channel == channel, hosts.c.seen >= since)
 
 
 def by_channel(connection: Connection) -> dict[str, int]:
@@ -430,14 +438,14 @@ def by_channel(connection: Connection) -> dict[str, int]:
     return {row.channel: row.count for row in _typed(rows)}
 
 
-def by_state(connection: Connection) -> list[tuple[str, str, int]]:
-    """Return how many hosts of each channel are in each state: (channel, state, hosts)."""
+def by_state(connection: Connection, channel: str) -> dict[str, int]:
+    """Return how many hosts of a channel that are heard are in each state."""
     rows = connection.execute(
-        sql.select(hosts.c.channel, hosts.c.state, sql.func.count().label("count")).group_by(
-            hosts.c.channel, hosts.c.state
-        )
+        sql.select(hosts.c.state, sql.func.count().label("count"))
+        .where(_lately(connection, channel))
+        .group_by(hosts.c.state)
     )
-    return [(row.channel, row.state, row.count) for row in _typed(rows)]
+    return {row.state: row.count for row in _typed(rows)}
 
 
 def deeds(connection: Connection, channel: str | None = None, limit: int = 100) -> list[Deed]:

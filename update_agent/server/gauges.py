@@ -45,10 +45,16 @@ class Gauges(Collector):
         gauge = GaugeMetricFamily(
             "update_server_hosts", "Hosts by what they do", labels=["channel", "state"]
         )
+        unheard = GaugeMetricFamily(
+            "update_server_hosts_unheard", "Hosts that were not heard for a day", labels=["channel"]
+        )
         with self._site.database.read() as connection:
-            for channel, state, hosts in figures.by_state(connection):
-                gauge.add_metric([channel, state], hosts)
-        yield gauge
+            for channel, known in figures.by_channel(connection).items():
+                heard = figures.by_state(connection, channel)
+                unheard.add_metric([channel], known - sum(heard.values()))
+                for state, hosts in heard.items():
+                    gauge.add_metric([channel, state], hosts)
+        yield from (gauge, unheard)
 
     def _rollouts(self) -> Iterator[Metric]:
         site, repository = self._site, self._site.repository()

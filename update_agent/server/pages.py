@@ -135,6 +135,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
     seen, now = api.view(site, it), int(site.now().timestamp())
     kept = desk.current(site, it)
     with site.database.read() as connection:
+        known = figures.by_channel(connection).get(name, 0)
         shares = figures.versions(connection, name)
         waiting = figures.waiting(connection, name, api.shares(it))
         failures = figures.failures(connection, name, kept.counted_from)
@@ -144,6 +145,7 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
         "view": seen, "channel": it, "shares": shares, "names": names, "waiting": waiting,
         "failures": failures,
         "total": sum(share.hosts for share in shares) or 1,
+        "unheard": known - sum(share.hosts for share in shares),
         "status": status(seen), "schedule": _schedule(it, site.now()),
         "curve": _curve(seen, history, now),
         "versions_chart": Markup(chart.versions(history, names)),  # noqa: S704  escaped

@@ -68,7 +68,7 @@ hosts = Table(
     Column("size", Number),
     Column("rate", Number),
     Index("hosts_by_version", "channel", "version", "state", "seen"),
-    Index("hosts_by_state", "channel", "state", "reason", "place"),
+    Index("hosts_by_state", "channel", "state", "reason", "place", "seen"),
     Index("hosts_by_name", "name"),
 )
 """The newest report of each host. Of the server's clock: when it was ``seen``, and ``changed``.
@@ -162,7 +162,11 @@ _CHANGES = {
         "ALTER TABLE rollouts ADD COLUMN promoted BIGINT NOT NULL DEFAULT 0",
         "ALTER TABLE rollouts ADD COLUMN resumed BIGINT NOT NULL DEFAULT 0",
     ),
-    2: ("ALTER TABLE rollouts ADD COLUMN unheard BIGINT NOT NULL DEFAULT 0",),
+    2: (
+        "ALTER TABLE rollouts ADD COLUMN unheard BIGINT NOT NULL DEFAULT 0",
+        "DROP INDEX hosts_by_state",
+        "CREATE INDEX hosts_by_state ON hosts (channel, state, reason, place, seen)",
+    ),
 }
 """What makes tables of one kind those of the next."""
 
@@ -309,16 +313,19 @@ def _want_known(version: int) -> None:
 
 
 def forget(connection: Connection, before: int, limit: int) -> int:
-    """Remove at most ``limit`` changes and attempts from before that time; return how many.
+    """Remove at most ``limit`` of each of what is from before that time; return how many.
 
-    A host's newest attempt stays: the host tells of it again and again, and it would come as new.
+    Hosts that were not heard since, changes, attempts, samples. A host's newest attempt stays: the
+    host, should it come back, tells of it again and again, and it would come as new.
     """
     old_events = sql.select(events.c.id).where(events.c.seen < before).limit(limit)
     newer = attempts.alias()
     passed = sql.exists().where(newer.c.host == attempts.c.host, newer.c.seen > attempts.c.seen)
     key = (attempts.c.host, attempts.c.attempt)
     old_attempts = sql.select(*key).where(attempts.c.seen < before, passed).limit(limit)
+    old_hosts = sql.select(hosts.c.host).where(hosts.c.seen < before).limit(limit)
     removals = (
+        sql.delete(hosts).where(hosts.c.host.in_(old_hosts)),
         sql.delete(events).where(events.c.id.in_(old_events)),
         sql.delete(attempts).where(sql.tuple_(*key).in_(old_attempts)),
     )

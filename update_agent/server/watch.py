@@ -113,7 +113,7 @@ def _going_on(what: str) -> Iterator[None]:
 def _judge(site: Site, it: Channel, tell: Tell) -> None:
     if it.version is None or it.rollout is None:
         return
-    kept = desk.current(site, it)
+    kept = desk.listening(site, it, desk.current(site, it))
     if kept != desk.account(site, it.channel):
         desk.keep_count(site, it.channel, kept)
     if it.paused and it.version in it.quarantined:
