@@ -24,7 +24,11 @@ Where nobody at all is heard, before the last one was: a fleet does not shrink b
 _SHORTLY = 20 * 60
 """Seconds in which most hosts say that they live: two of their signs of life."""
 _AWAY = ("rebooting", "trial")
-"""States between an old release and a new one that is confirmed."""
+"""States between an old release and a new one that is confirmed.
+
+Not those that wait, armed, for a person who reboots them: one that is quiet was switched off more
+often than it was lost, and would halt a good rollout each night.
+"""
 _FAILED = ("fell-back", "refused")
 _KEPT = (
     Reason.PAUSED_HERE, Reason.BY_HAND, Reason.NO_WAVE, Reason.DOWNGRADE, Reason.TOO_OLD,
