@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -406,6 +407,21 @@ def test_a_copy_takes_the_place_of_a_database_that_is_broken(
     assert not (state / "server.sqlite-wal").exists()
     capsys.readouterr()
     assert told(capsys, "token", "list", *words)["tokens"][0]["name"] == "rack 7"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can restore for somebody else")
+def test_whoever_restores_a_copy_leaves_it_to_the_server(tmp_path: Path) -> None:
+    copy, state = tmp_path / "copy.sqlite", tmp_path / "state"
+    words = ["--state", str(state)]
+    main(["token", "add", "rack 7", "--role", "fleet", *words])
+    main(["backup", str(copy), *words])
+    (state / "server.sqlite").unlink()
+    os.chown(state, 1, 2)
+
+    assert main(["restore", str(copy), *words]) == 0
+
+    made = (state / "server.sqlite").stat()
+    assert (made.st_uid, made.st_gid) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ in UTC. What pages show of 100,000 hosts is counted by these indexes (``figures.
 Python.
 """
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ SCHEMA = 3
 
 _BUSY = 10.0
 """Seconds that SQLite waits for another writer."""
+_KIND = 0xFF
+"""The bits of an error code of SQLite that say of which kind it is."""
 _PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 """Seconds, and milliseconds, that PostgreSQL may be silent; the URL may say otherwise."""
 
@@ -269,6 +272,8 @@ def restore(copy: Path, to: Path) -> None:
         files.flush_folder(to.parent)
         with copy.open("rb") as source, files.replaced(to) as target:
             shutil.copyfileobj(source, target)
+            owner = to.parent.stat()  # whoever restores it, the server is to use it
+            os.fchown(target.fileno(), owner.st_uid, owner.st_gid)
     except OSError as error:
         raise DatabaseError(f"cannot restore {to}: {error.strerror}") from error
 
@@ -294,14 +299,14 @@ def _fold(database: Path) -> None:
 
     SQLite leaves the mode with a log only where no other connection is.
     """
-    with closing(sqlite3.connect(database, timeout=1)) as found:
-        try:
+    try:
+        with closing(sqlite3.connect(database, timeout=1)) as found:
             found.execute("PRAGMA journal_mode = DELETE").fetchall()
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                raise DatabaseError(
-                    f"{database} is in use", hint="stop the server, and restore again"
-                ) from error
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & _KIND == sqlite3.SQLITE_BUSY:
+            raise DatabaseError(
+                f"{database} is in use", hint="stop the server, and restore again"
+            ) from error
 
 
 def _want_known(version: int) -> None:
