@@ -28,6 +28,7 @@ from update_agent.publish import channels
 from update_agent.server import desk, figures, guard
 from update_agent.server.desk import Halt, Pause, Promote, Replan, Resume, SetBudget
 from update_agent.server.site import Site
+from update_agent.server.tables import seconds
 from update_agent.server.tokens import Role, Token
 
 _BODY = 64 * 1024
@@ -123,11 +124,11 @@ def show_channel(site: Site, call: Call) -> View:
 
 def show_standing(site: Site, call: Call) -> Standing:
     """How many of a channel's hosts run what, and why they wait."""
-    it = found(site, call.path["channel"])
+    it, now = found(site, call.path["channel"]), seconds(site.now())
     with site.database.read() as connection:
         return Standing(
-            versions=tuple(figures.versions(connection, it.channel)),
-            waiting=tuple(figures.waiting(connection, it.channel, shares(it))),
+            versions=tuple(figures.versions(connection, it.channel, now)),
+            waiting=tuple(figures.waiting(connection, it.channel, now, shares(it))),
         )
 
 

@@ -278,7 +278,7 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
             connection, it.channel, it.version.text, kept.budget, since=kept.counted_from, now=now
         )
         if begun < RING:
-            found = replace(found, placed=figures.placed(connection, it.channel, begun))
+            found = replace(found, placed=figures.placed(connection, it.channel, begun, now))
     while_ago = now - max(kept.budget.silence, _HEARD)
     if max(kept.unheard, seconds(site.began)) <= while_ago:
         return found

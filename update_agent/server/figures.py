@@ -221,25 +221,27 @@ def attempts_of(connection: Connection, name: str, limit: int = 50) -> list[Atte
     return [Attempt(**row._mapping) for row in rows]  # noqa: SLF001
 
 
-def versions(connection: Connection, channel: str) -> list[Share]:
+def versions(connection: Connection, channel: str, now: int) -> list[Share]:
     """Return how many hosts of a channel that are heard run what, the most first."""
     rows = connection.execute(
         sql.select(hosts.c.version, sql.func.count().label("count"))
-        .where(_lately(connection, channel))
+        .where(_lately(connection, channel, now))
         .group_by(hosts.c.version)
         .order_by(sql.desc("count"), hosts.c.version)
     )
     return [Share(version=row.version, hosts=row.count) for row in _typed(rows)]
 
 
-def waiting(connection: Connection, channel: str, waves: Sequence[int] = ()) -> list[Waiting]:
+def waiting(
+    connection: Connection, channel: str, now: int, waves: Sequence[int] = ()
+) -> list[Waiting]:
     """Return how many hosts of a channel are in which state, and why, the most first.
 
     Of those that are heard.
 
     ``waves`` are the shares up to which the waves of its rollout go.
     """
-    lately = _lately(connection, channel)
+    lately = _lately(connection, channel, now)
     rows = connection.execute(
         sql.select(hosts.c.state, hosts.c.reason, sql.func.count().label("count"))
         .where(lately)
@@ -362,7 +364,7 @@ def tally(
 
     A host that went away before then, and was not lost yet, is one that nobody knew of.
     """
-    lately = _lately(connection, channel)
+    lately = _lately(connection, channel, now)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
         sql.select(sql.func.count().label("hosts"), _count(runs).label("running")).where(lately)
@@ -396,14 +398,14 @@ def tally(
     )  # fmt: skip
 
 
-def placed(connection: Connection, channel: str, share: int) -> int:
+def placed(connection: Connection, channel: str, share: int, now: int) -> int:
     """Return how many hosts of a channel may have a place below ``share``, if nobody keeps them."""
     return (
         connection.scalar(
             sql.select(sql.func.count())
             .select_from(hosts)
             .where(
-                _lately(connection, channel),
+                _lately(connection, channel, now),
                 sql.or_(hosts.c.place < share, hosts.c.place.is_(None)),
                 sql.or_(hosts.c.reason.is_(None), hosts.c.reason.not_in(_KEPT)),
             )
@@ -418,7 +420,7 @@ def hears(connection: Connection, channel: str, now: int) -> bool:
     If not, it is hardly the hosts: the network, a proxy or this server's database failed. Hosts
     that reboot are not asked, for these a bad release may have taken.
     """
-    stays = sql.and_(_lately(connection, channel), hosts.c.state.not_in(_AWAY))
+    stays = sql.and_(_lately(connection, channel, now), hosts.c.state.not_in(_AWAY))
     heard = connection.execute(
         sql.select(
             sql.func.count().label("hosts"), _count(hosts.c.seen > now - _SHORTLY).label("heard")
@@ -427,11 +429,17 @@ def hears(connection: Connection, channel: str, now: int) -> bool:
     return bool(2 * (heard.heard or 0) >= heard.hosts)
 
 
-def _lately(connection: Connection, channel: str) -> Any:  # noqa: ANN401  a condition of SQL
-    """Select the hosts of a channel that are heard: within a day of the last that was."""
-    last = sql.select(sql.func.max(hosts.c.seen)).where(hosts.c.channel == channel)
-    since = (connection.scalar(last) or 0) - LATELY
-    return sql.and_(hosts.c.channel == channel, hosts.c.seen >= since)
+def _lately(connection: Connection, channel: str, now: int) -> Any:  # noqa: ANN401  a condition
+    """Select the hosts of a channel that are heard: within a day, or one of the last that was.
+
+    Only where nobody was heard shortly, all are asked for the last.
+    """
+    of_channel, last = hosts.c.channel == channel, now
+    heard = sql.select(hosts.c.seen).where(of_channel, hosts.c.seen > now - _SHORTLY).limit(1)
+    if connection.scalar(heard) is None:
+        newest = connection.scalar(sql.select(sql.func.max(hosts.c.seen)).where(of_channel))
+        last = newest or now
+    return sql.and_(of_channel, hosts.c.seen >= last - LATELY)
 
 
 def by_channel(connection: Connection) -> dict[str, int]:
@@ -442,11 +450,11 @@ def by_channel(connection: Connection) -> dict[str, int]:
     return {row.channel: row.count for row in _typed(rows)}
 
 
-def by_state(connection: Connection, channel: str) -> dict[str, int]:
+def by_state(connection: Connection, channel: str, now: int) -> dict[str, int]:
     """Return how many hosts of a channel that are heard are in each state."""
     rows = connection.execute(
         sql.select(hosts.c.state, sql.func.count().label("count"))
-        .where(_lately(connection, channel))
+        .where(_lately(connection, channel, now))
         .group_by(hosts.c.state)
     )
     return {row.state: row.count for row in _typed(rows)}

@@ -14,6 +14,7 @@ from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
 from update_agent.server import api, figures
 from update_agent.server.site import Site
+from update_agent.server.tables import seconds
 
 
 class Gauges(Collector):
@@ -48,9 +49,10 @@ class Gauges(Collector):
         unheard = GaugeMetricFamily(
             "update_server_hosts_unheard", "Hosts that were not heard for a day", labels=["channel"]
         )
+        now = seconds(self._site.now())
         with self._site.database.read() as connection:
             for channel, known in figures.by_channel(connection).items():
-                heard = figures.by_state(connection, channel)
+                heard = figures.by_state(connection, channel, now)
                 unheard.add_metric([channel], known - sum(heard.values()))
                 for state, hosts in heard.items():
                     gauge.add_metric([channel, state], hosts)

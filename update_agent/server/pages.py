@@ -29,6 +29,7 @@ from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
 from update_agent.server import api, chart, desk, figures, guard, words
 from update_agent.server.site import Site
+from update_agent.server.tables import seconds
 from update_agent.server.tokens import Role, Token
 
 _HERE = Path(__file__).parent
@@ -103,9 +104,9 @@ def overview(visit: Visit) -> tuple[str, dict[str, Any]]:
 
 def _card(site: Site, it: Channel) -> dict[str, Any]:
     """Return what stands of a channel among all of them."""
-    seen = api.view(site, it)
+    seen, now = api.view(site, it), seconds(site.now())
     with site.database.read() as connection:
-        waiting = figures.waiting(connection, it.channel, api.shares(it))
+        waiting = figures.waiting(connection, it.channel, now, api.shares(it))
     others = [one for one in waiting if one.reason != Reason.UP_TO_DATE]
     return {
         "view": seen, "status": status(seen), "waiting": others[:_REASONS], "bar": _bar(seen),
@@ -132,12 +133,12 @@ def channel_content(visit: Visit, name: str) -> dict[str, Any]:
     """Return what stands on a channel's page."""
     site = visit.site
     it = api.found(site, name)
-    seen, now = api.view(site, it), int(site.now().timestamp())
+    seen, now = api.view(site, it), seconds(site.now())
     kept = desk.current(site, it)
     with site.database.read() as connection:
         known = figures.by_channel(connection).get(name, 0)
-        shares = figures.versions(connection, name)
-        waiting = figures.waiting(connection, name, api.shares(it))
+        shares = figures.versions(connection, name, now)
+        waiting = figures.waiting(connection, name, now, api.shares(it))
         failures = figures.failures(connection, name, kept.counted_from)
         history = figures.history(connection, name, now - _WEEK)
     names = [share.version for share in shares[:_SHOWN]]
