@@ -50,7 +50,7 @@ IN_TURN = Settings(
 
 def reason(case: Case) -> Reason | None:
     """Return what the host waits for."""
-    return case.daemon.record.wait.reason if case.daemon.record.wait else None
+    return case.daemon.wait.reason if case.daemon.wait else None
 
 
 def seconds(fakes: Fakes) -> float:
@@ -1284,6 +1284,79 @@ def test_a_trial_that_was_turned_back_is_over_whatever_becomes_of_the_reboot() -
     assert fakes.did == ["ask to reboot, and keep", "rollback", "reboot"]
     assert case.daemon.record.failed == (V("1.0.0"),)
     assert not case.daemon.record.disarm
+
+
+def test_a_trial_that_was_confirmed_before_it_was_turned_back_is_turned_again() -> None:
+    fakes = ready_to_roll_back(booted=ON_TRIAL, drained=threading.Event())
+    fakes.trouble = {name: HostError("busy") for name in ("reboot", "disarm")}
+
+    async def story(case: Case) -> None:
+        assert fakes.drained
+        rolling = asyncio.ensure_future(roll_back_in_vain(case))
+        await asyncio.to_thread(fakes.draining.wait)
+        fakes.booted = replace(ON_TRIAL, successful=True)
+        fakes.drained.set()
+        await rolling
+        del fakes.trouble["disarm"]
+        await case.daemon.confirmed()
+        await case.settle()
+
+    case = play(story, fakes, IN_TURN)
+
+    assert (case.state, case.daemon.record.disarm, case.daemon.record.failed) == (
+        State.IDLE, False, (),
+    )  # fmt: skip
+    assert fakes.did[-2:] == ["disarm", "give back"]
+
+
+def test_a_rollback_waits_for_nothing_that_is_still_to_be_decided() -> None:
+    fakes = ready_to_roll_back(answer_after=threading.Event())
+
+    async def story(case: Case) -> None:
+        assert fakes.answer_after
+        await case.daemon.check()
+        with pytest.raises(NotNowError, match="cannot roll back while checking"):
+            await case.daemon.rollback()
+        fakes.answer_after.set()
+
+    play(story, fakes)
+
+
+def test_what_was_to_be_given_back_is_so_before_a_rollback_asks() -> None:
+    fakes = ready_to_roll_back(booted=ON_TRIAL, saving=threading.Event())
+    assert fakes.saving
+    fakes.saving.set()
+
+    async def story(case: Case) -> None:
+        assert fakes.saving
+        fakes.did.clear()
+        fakes.saving.clear()
+        fakes.saves = threading.Semaphore(0)
+        fakes.booted = replace(ON_TRIAL, successful=True)
+        confirming = asyncio.ensure_future(case.daemon.confirmed())
+        await asyncio.to_thread(fakes.saves.acquire)
+        rolling = asyncio.ensure_future(roll_back(case))
+        asyncio.get_running_loop().call_later(0.05, fakes.saving.set)
+        await asyncio.gather(confirming, rolling)
+
+    play(story, fakes, IN_TURN)
+
+    assert fakes.did == ["give back", "ask to reboot", "rollback", "reboot"]
+
+
+def test_what_is_armed_though_its_reboot_was_refused_is_disarmed_within_a_minute() -> None:
+    fakes = Fakes(answers=[OFFER], trouble={"drain": HostError("web-1 does not stop")})
+
+    async def story(case: Case) -> None:
+        await check(case)
+        for _ in range(3):
+            await case.pass_time()
+        fakes.trouble["disarm"] = HostError("the writer does not answer")
+        await case.pass_time()
+        assert seconds(fakes) == 60
+        assert reason(case) is Reason.SLOTS
+
+    play(story, fakes)
 
 
 def test_a_trial_that_is_confirmed_while_it_is_rolled_back_gives_nothing_back() -> None:

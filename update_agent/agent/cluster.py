@@ -77,9 +77,10 @@ class ClusterReboots:
         self._etcd = cluster.connected(settings)
         book = Notebook(folder / NOTE)
         self._lock = lock_of(settings, self._me, self._etcd, book, settings.group)
-        former = lock_of(settings, self._me, self._etcd, book, book.note.group or settings.group)
-        self._former = former if former.wishing and former.group != settings.group else None
-        """In the group that the settings named when this host asked for a slot of it."""
+        self._former = self._lock
+        """In the group that the settings named when this host asked for a slot; mostly the same."""
+        if book.note.group not in ("", settings.group):
+            self._former = lock_of(settings, self._me, self._etcd, book, book.note.group)
         self._queued = False
         self._courier = Courier(self._deliver, chance)
 
@@ -110,12 +111,12 @@ class ClusterReboots:
             if wait := self._quorum():
                 give_back()
                 return self._lock.look(self._running, target) or wait
-            if self._former and keep:
-                return _held_before(self._former.group)
-            if self._former:
+            held = self._lock.wishing
+            if self._former.wishing and not held:  # in another group
+                if keep:
+                    return _held_before(self._former.group)
                 self._former.leave_later()
             self._deliver()
-            held = self._lock.wishing
             wait = self._lock.acquire(self._running, target)
             if wait and keep and not held:
                 self.give_back()  # and stand in no queue
@@ -151,7 +152,8 @@ class ClusterReboots:
 
     def give_back(self) -> None:
         """Hold nothing and wait for nothing. Raises HostError when the disk does not keep it."""
-        (self._former or self._lock).leave_later()
+        for it in (self._former, self._lock):
+            it.leave_later()
         if self._lock.owes:
             self._courier.wake()
 
@@ -185,10 +187,8 @@ class ClusterReboots:
             group.tell_bad(self._etcd, version.text, self._me.host, self._me.name)
             self._lock.told(version)
             logger.info("the cluster knows that %s rolled back here", version)
-        if self._former:
-            self._former.leave()
-            self._former = self._former if self._former.wishing else None
-        self._lock.leave()
+        for it in (self._former, self._lock):
+            it.leave()
         return True
 
 

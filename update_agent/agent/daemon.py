@@ -148,6 +148,8 @@ class Daemon:
         """How many reboots of this update were refused after they had been permitted."""
         self._unverified = 0
         """How often the other slot was not any more what had been verified."""
+        self._still_armed: tuple[Wait, datetime] | None = None
+        """Why the other slot could not be disarmed, and since when."""
         self._rolling_back = False
         """This host goes down for a rollback, as soon as it may: nothing else begins."""
 
@@ -188,6 +190,16 @@ class Daemon:
     def offer(self) -> Offer | None:
         """What the repository answered last, since this daemon runs."""
         return self._offer
+
+    @property
+    def wait(self) -> Wait | None:
+        """Why nothing happens now; or what is worse, that an update may boot which nobody wants."""
+        return self._still_armed[0] if self._still_armed else self.record.wait
+
+    @property
+    def wait_since(self) -> datetime | None:
+        """When that began to be the reason."""
+        return self._still_armed[1] if self._still_armed else self.record.wait_since
 
     # What people ask for -------------------------------------------------------------------------
 
@@ -260,8 +272,8 @@ class Daemon:
         await asyncio.shield(task)
 
     async def _roll_back(self, *, without_lock: bool) -> None:
-        async with self._work:  # no installation begins meanwhile
-            await self._begin_to_roll_back()
+        await self._begin_to_roll_back()
+        async with self._work:  # what was begun before is over
             logger.warning("rolling back from %s, as asked", self.host.version)
             try:
                 await self._want_way_back()
@@ -284,10 +296,12 @@ class Daemon:
             self._want_awake("roll back")
             self._want_up("roll back")
             if self.record.state not in _AT_REST:
+                asked = self.record.state is State.CHECKING
                 raise NotNowError(
                     f"cannot roll back while {self.record.state}",
-                    hint="the other slot is in use: 'update-agentctl cancel' first",
-                )
+                    hint="in a moment" if asked
+                    else "the other slot is in use: 'update-agentctl cancel' first",
+                )  # fmt: skip
             self._rolling_back, self._no_reboot = True, None
             self._schedule()
 
@@ -312,11 +326,12 @@ class Daemon:
     async def _turn_back(self) -> None:
         """Let the other slot boot next: the reboot is certain. Should it not come, that is undone.
 
-        But not on trial: then the running release has lost its slot, and the trial is over.
+        But not if it was never confirmed: then it has lost its slot, and the trial is over.
         """
         if self._stopping:
             raise HostError("update-agentd ends", hint="roll back once it runs again")
-        owes = not self._on_trial
+        booted = await asyncio.to_thread(self._world.slots.boot)
+        owes = booted.successful
         await self._keep(lambda it: replace(it.avoiding(self.host.version), disarm=owes))
         await asyncio.to_thread(self._world.slots.rollback)
 
@@ -333,9 +348,10 @@ class Daemon:
             self._schedule()
 
     async def _not_rolled_back(self) -> None:
-        logger.error("the reboot into the other slot was begun, and did not come")
         async with self._work:
-            await self._stay()
+            if self._rolling_back:
+                logger.error("the reboot into the other slot was begun, and did not come")
+                await self._stay()
 
     def _from_thread(self, work: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
         """Return what does ``work`` in the event loop, for a thread that waits for it."""
@@ -705,6 +721,7 @@ class Daemon:
 
     async def _arm(self) -> None:
         await asyncio.to_thread(self._world.slots.arm)
+        self._unverified = 0
         boot_id = self._boot.boot_id if self._boot else None
         await self._keep(lambda it: it.arming(boot_id, armed=True))
 
@@ -730,10 +747,11 @@ class Daemon:
             await self._keep(lambda it: it.disarmed(self.host.version))
         except UpdateAgentError as error:
             logger.warning("cannot disarm the other slot: %s", error)
-            if self.record.state in _AT_REST:
-                wait, now = _may_boot(error), self._world.now()
-                with _survived("cannot keep why"):
-                    await self._keep(lambda it: it.moved(it.state, now, wait))
+            since = self._still_armed[1] if self._still_armed else self._world.now()
+            self._still_armed = _may_boot(error), since
+        else:
+            self._still_armed = None
+        self._world.tell(self)
         self._schedule()
 
     async def _give_back(self) -> None:
@@ -792,7 +810,7 @@ class Daemon:
 
     def _due(self, now: datetime) -> datetime | None:
         due = self._next_step(now)
-        if self._owes_disarm and self.record.state in _AT_REST:
+        if self._owes_disarm and self.record.state in (*_AT_REST, State.WAITING_TO_REBOOT):
             return min(due or now + _ASK_AGAIN, now + _ASK_AGAIN)
         return due
 
@@ -872,7 +890,8 @@ _SHOWN = frozenset({Effect.INSTALL, Effect.ARM, Effect.DISARM, Effect.END})
 
 def _to_disarm(found: Record, step: lifecycle.Step, event: Event) -> bool:
     """Return whether the other slot is to be disarmed after a step, and is not yet."""
-    if event in _OTHER_SLOT or Effect.ARM in step.effects:
+    another_boot = event in _OTHER_SLOT and found.state is not State.TRIAL
+    if another_boot or Effect.ARM in step.effects:
         return False
     return found.disarm or Effect.DISARM in step.effects
 
@@ -892,7 +911,7 @@ def _blind(error: UpdateAgentError) -> Wait:
 def _may_boot(error: UpdateAgentError) -> Wait:
     return Wait(
         reason=Reason.SLOTS,
-        sentence=f"the other slot boots next, though nobody wants it any more: {error}",
+        sentence=f"the other slot may boot next, though nobody wants it any more: {error}",
         ends=error.hint or "the next try to disarm it, in a minute",
     )
 

@@ -165,7 +165,7 @@ def sentence(daemon: Daemon) -> str:
     """Return what the daemon does, in the words of ``update-agentctl status``."""
     record = daemon.record
     target = f" {record.attempt.version}" if record.attempt else ""
-    why = f": {record.wait.sentence}" if record.wait else ""
+    why = f": {daemon.wait.sentence}" if daemon.wait else ""
     return f"{record.state}{target}{why}"
 
 

@@ -216,7 +216,7 @@ def described(daemon: Daemon, name: str, now: datetime) -> Report:
         version=daemon.host.version, agent=__version__, channel=daemon.settings.update.channel,
         group=daemon.settings.cluster.group if locks else None,
         slot=booted, place=offer.place if offer else None,
-        state=found.state, since=found.since, wait=_waits(found),
+        state=found.state, since=found.since, wait=_waits(daemon),
         attempt=found.attempt.id if found.attempt else None,
         target=found.attempt.version if found.attempt else None,
         progress=_works(daemon.progress),
@@ -232,14 +232,12 @@ def _works(progress: Progress | None) -> Works | None:
     )
 
 
-def _waits(found: Record) -> Waits | None:
-    if found.wait is None:
+def _waits(daemon: Daemon) -> Waits | None:
+    wait = daemon.wait
+    if wait is None:
         return None
     return Waits(
-        reason=found.wait.reason,
-        sentence=line(found.wait.sentence),
-        since=found.wait_since,
-        until=found.wait.until,
+        reason=wait.reason, sentence=line(wait.sentence), since=daemon.wait_since, until=wait.until
     )
 
 

@@ -92,9 +92,9 @@ def _gauges(daemon: Daemon) -> Iterator[tuple[str, _Samples]]:
     yield "info", [(about, 1)]
     yield "state", [({"state": it}, int(it is found.state)) for it in State]
     yield "state_since_seconds", [({}, _seconds(found.since))]
-    if found.wait:
-        yield "waits", [({"reason": found.wait.reason}, 1)]
-        yield "waits_since_seconds", [({}, _seconds(found.wait_since or found.since))]
+    if daemon.wait:
+        yield "waits", [({"reason": daemon.wait.reason}, 1)]
+        yield "waits_since_seconds", [({}, _seconds(daemon.wait_since or found.since))]
     if found.checked:
         yield "checked_seconds", [({}, _seconds(found.checked))]
     yield "failures", [({}, found.failures)]

@@ -54,7 +54,7 @@ def properties(daemon: Daemon) -> dict[str, Variant]:
 
 def _values(daemon: Daemon) -> dict[str, Any]:
     record, offer = daemon.record, daemon.offer
-    wait, attempt = record.wait, record.attempt
+    wait, attempt = daemon.wait, record.attempt
     target = attempt.version if attempt else offer.version if offer else None
     return {
         "AgentVersion": __version__,
@@ -63,7 +63,7 @@ def _values(daemon: Daemon) -> dict[str, Any]:
         "Reason": str(wait.reason) if wait else "",
         "ReasonText": wait.sentence if wait else "",
         "ReasonEnds": wait.ends if wait else "",
-        "ReasonSince": microseconds(record.wait_since),
+        "ReasonSince": microseconds(daemon.wait_since),
         "ReasonUntil": microseconds(wait.until if wait else None),
         "Product": daemon.host.product,
         "RunningVersion": str(daemon.host.version),

@@ -18,7 +18,7 @@ from msgspec import Meta
 from update_agent.core import document
 from update_agent.core.document import DocumentError, Format, Id, Sha256, Size, Text, Time
 from update_agent.core.lifecycle import Event, Goal, State
-from update_agent.core.reason import Reason, Wait
+from update_agent.core.reason import Wait
 from update_agent.core.version import Version
 
 MAX_SIZE = 256 * 1024
@@ -133,10 +133,7 @@ class Record:
     def disarmed(self, running: Version) -> "Record":
         """Return this with no slot armed: this host stays with what it runs, and avoids it not."""
         failed = tuple(it for it in self.failed if it != running)
-        found = replace(self.arming(None, armed=False), disarm=False, failed=failed)
-        if self.wait and self.wait.reason is Reason.SLOTS:  # that it could not be disarmed
-            return replace(found, wait=None, wait_since=None)
-        return found
+        return replace(self.arming(None, armed=False), disarm=False, failed=failed)
 
     def ended(self, outcome: Outcome, now: datetime, why: str) -> "Record":
         """Return this with its attempt, if there is one, in the past."""
