@@ -1,11 +1,12 @@
 """Files are replaced as a whole, or not at all."""
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from update_agent.host.files import locked, replaced
+from update_agent.host.files import alone, locked, replaced, shared
 
 
 def test_a_file_is_replaced_when_all_went_well(tmp_path: Path) -> None:
@@ -57,3 +58,16 @@ def test_who_comes_second_is_told_so_or_waits(tmp_path: Path) -> None:
     assert got.is_set()
     with locked(path):
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_is_alone_in_a_folder_that_others_share(tmp_path: Path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path)
+    os.close(first)
+    with pytest.raises(BlockingIOError), alone(tmp_path):
+        pass
+    os.close(second)
+
+    with alone(tmp_path), pytest.raises(BlockingIOError), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        assert list(tmp_path.iterdir()) == []

@@ -1,20 +1,22 @@
 """update-server as a process: from nothing to serving, and to a clean end."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import socket
 import sqlite3
 import ssl
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import requests
@@ -36,6 +38,7 @@ from update_agent.server.main import _began as began
 from update_agent.server.main import main
 from update_agent.server.site import LONG_AGO
 from update_agent.server.tables import DatabaseError
+from update_agent.server.tokens import Tokens
 
 HASH = "c" * 64
 
@@ -390,6 +393,41 @@ def test_a_copy_is_restored_whatever_the_last_server_left(
         assert again.api("/v1/hosts")["total"] == 1
         assert again.post(report(2))["taken"] == 1
     assert rows(tmp_path / "state", "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_who_opens_a_database_that_is_being_replaced_waits_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, state, came = tmp_path / "copy.sqlite", tmp_path / "state", threading.Event()
+    words = ["--state", str(state)]
+    main(["token", "add", "rack 7", "--role", "fleet", *words])
+    main(["backup", str(copy), *words])
+    main(["token", "add", "rack 8", "--role", "fleet", *words])
+    lock, copied = fcntl.flock, shutil.copyfileobj
+
+    def names() -> list[str]:
+        with contextlib.closing(tables.opened(f"sqlite:///{state}/server.sqlite")) as database:
+            return [it.name for it in Tokens(database).listed()]
+
+    def locks(folder: int, how: int) -> None:
+        came.set()
+        lock(folder, how)
+
+    with ThreadPoolExecutor() as pool:
+
+        def copies(source: IO[bytes], target: IO[bytes]) -> None:
+            monkeypatch.setattr(fcntl, "flock", locks)
+            opened.append(pool.submit(names))
+            assert came.wait(PATIENCE)
+            copied(source, target)
+            assert not opened[0].done()
+
+        opened: list[Future[list[str]]] = []
+        monkeypatch.setattr(shutil, "copyfileobj", copies)
+        assert main(["restore", str(copy), *words]) == 0
+
+        assert opened[0].result(PATIENCE) == ["rack 7"]
+    assert rows(state, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_copy_takes_the_place_of_a_database_that_is_broken(

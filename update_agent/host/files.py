@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
@@ -64,9 +66,34 @@ def locked(
     return lock
 
 
+def shared(folder: Path) -> int:
+    """Return ``folder``, open: until it is closed nobody is ``alone`` in it. Who is, is waited for.
+
+    The folder itself is the lock: there is no file that somebody else might have made.
+    """
+    opened = os.open(folder, _FOLDER)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let nobody share ``folder`` meanwhile. Raises BlockingIOError while somebody does."""
+    opened = os.open(folder, _FOLDER)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
 def flush_folder(path: Path) -> None:
     """Make the names in the folder ``path`` durable."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    folder = os.open(path, _FOLDER)
     try:
         os.fsync(folder)
     finally:

@@ -84,8 +84,9 @@ def command() -> ArgumentParser:
         "restore",
         help="let the SQLite database be what a backup holds",
         description="Put a copy that 'backup' made in the place of the SQLite database in --state."
-        " Refused while a server uses that. A mere cp would leave the old database's log beside the"
-        " new one, which destroys it. PostgreSQL has pg_restore.",
+        " Refused while a server uses that; one that is started meanwhile waits. A mere cp would"
+        " leave the old database's log beside the new one, which destroys it. PostgreSQL has"
+        " pg_restore.",
     )
     restore.add_argument("file", type=Path, metavar="FILE", help="which 'backup' made")
     for verb, run in ((backup, run_backup), (restore, run_restore)):
@@ -362,14 +363,16 @@ def run_restore(options: Namespace) -> int:
 
 def run_add(options: Namespace) -> int:
     """Make a token."""
-    made = Tokens(database_of(options)).add(options.name, options.role, datetime.now(UTC))
+    with closing(database_of(options)) as database:
+        made = Tokens(database).add(options.name, options.role, datetime.now(UTC))
     _show(options, {"name": options.name, "role": options.role, "token": made}, made)
     return 0
 
 
 def run_list(options: Namespace) -> int:
     """Show who has a token."""
-    found = Tokens(database_of(options)).listed()
+    with closing(database_of(options)) as database:
+        found = Tokens(database).listed()
     plain = {"tokens": [json.loads(document.encode(it)) for it in found]}
     _show(options, plain, "\n".join(map(_line, found)) or "no tokens yet")
     return 0
@@ -377,7 +380,8 @@ def run_list(options: Namespace) -> int:
 
 def run_revoke(options: Namespace) -> int:
     """Let nobody in by a token any more."""
-    Tokens(database_of(options)).revoke(options.name, datetime.now(UTC))
+    with closing(database_of(options)) as database:
+        Tokens(database).revoke(options.name, datetime.now(UTC))
     said = f"{options.name} is revoked; running servers know within seconds"
     _show(options, {"revoked": options.name}, said)
     return 0

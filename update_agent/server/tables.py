@@ -198,8 +198,9 @@ class DatabaseError(HostError):
 class Database:
     """A database with our tables in it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, folder: int | None = None) -> None:
         self.engine = engine
+        self._folder = folder
         self.insert: _Upsert = (
             sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         )
@@ -217,15 +218,32 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and let others replace the file."""
         self.engine.dispose()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
 
 def opened(url: str) -> Database:
-    """Return the database at ``url``, with tables. Raises DatabaseError."""
+    """Return the database at ``url``, with tables. Raises DatabaseError.
+
+    One in a file is shared until it is closed: ``restore`` replaces no file that somebody uses, and
+    nobody opens one that is being replaced.
+    """
     with _translated():
         engine = _engine(url)
-        database = Database(engine)
+        database = Database(engine, _shared(engine.url))
+    try:
+        _prepare(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(database: Database) -> None:
+    """Make the tables, or change those of an older kind."""
     with database.begin() as connection:
         metadata.create_all(connection)
         found = connection.scalar(sql.select(schema.c.version))
@@ -236,7 +254,6 @@ def opened(url: str) -> Database:
         else:
             _want_known(found)
             _bring_up(connection, found)
-    return database
 
 
 def _bring_up(connection: Connection, found: int) -> None:
@@ -259,23 +276,34 @@ def copy(database: Database, to: Path) -> None:
 def restore(copy: Path, to: Path) -> None:
     """Let the SQLite database ``to`` be what ``copy`` holds. Raises DatabaseError.
 
-    Refused while anybody has ``to`` open. What it has written is folded into it first, and only
-    then replaced: its log, left beside another database, would destroy that one. Whenever the power
-    goes, the old database stands or the new one.
+    Refused while anybody has ``to`` open; a server that begins meanwhile waits. What it has written
+    is folded into it first, and only then replaced: its log, left beside another database, would
+    destroy that one. Whenever the power goes, the old database stands or the new one.
     """
     _want_whole(copy)
-    if to.exists():
-        _fold(to)
     try:
-        for end in ("-wal", "-shm", "-journal"):
-            to.with_name(to.name + end).unlink(missing_ok=True)
-        files.flush_folder(to.parent)
-        with copy.open("rb") as source, files.replaced(to) as target:
-            shutil.copyfileobj(source, target)
-            owner = to.parent.stat()  # whoever restores it, the server is to use it
-            os.fchown(target.fileno(), owner.st_uid, owner.st_gid)
+        with files.alone(to.parent):
+            if to.exists():
+                _fold(to)
+            _replace(to, copy)
+    except BlockingIOError as error:
+        raise _in_use(to) from error
     except OSError as error:
         raise DatabaseError(f"cannot restore {to}: {error.strerror}") from error
+
+
+def _replace(to: Path, copy: Path) -> None:
+    for end in ("-wal", "-shm", "-journal"):
+        to.with_name(to.name + end).unlink(missing_ok=True)
+    files.flush_folder(to.parent)
+    with copy.open("rb") as source, files.replaced(to) as target:
+        shutil.copyfileobj(source, target)
+        owner = to.parent.stat()  # whoever restores it, the server is to use it
+        os.fchown(target.fileno(), owner.st_uid, owner.st_gid)
+
+
+def _in_use(database: Path) -> DatabaseError:
+    return DatabaseError(f"{database} is in use", hint="stop the server, and restore again")
 
 
 def _want_whole(copy: Path) -> None:
@@ -297,16 +325,15 @@ def _want_whole(copy: Path) -> None:
 def _fold(database: Path) -> None:
     """Fold its log into a database, which nobody else may have open; not into one that is broken.
 
-    SQLite leaves the mode with a log only where no other connection is.
+    SQLite leaves the mode with a log only where no other connection is: also none of a program that
+    shares no folder with us, such as its shell.
     """
     try:
         with closing(sqlite3.connect(database, timeout=1)) as found:
             found.execute("PRAGMA journal_mode = DELETE").fetchall()
     except sqlite3.Error as error:
         if error.sqlite_errorcode & _KIND == sqlite3.SQLITE_BUSY:
-            raise DatabaseError(
-                f"{database} is in use", hint="stop the server, and restore again"
-            ) from error
+            raise _in_use(database) from error
 
 
 def _want_known(version: int) -> None:
@@ -369,6 +396,17 @@ def _engine(url: str) -> Engine:
     engine = sql.create_engine(found, pool_size=8, connect_args={"timeout": _BUSY})
     sql.event.listen(engine, "connect", _durable)
     return engine
+
+
+def _shared(url: sql.URL) -> int | None:
+    """Return the folder of a database in a file, shared; None where there is no such folder."""
+    folder = Path(url.database or "").parent
+    if url.get_backend_name() != "sqlite" or not folder.is_dir():
+        return None
+    try:
+        return files.shared(folder)
+    except OSError as error:
+        raise DatabaseError(f"cannot use {folder}: {error.strerror}") from error
 
 
 def _durable(connection: Any, _: object) -> None:  # noqa: ANN401  sqlite3's own
