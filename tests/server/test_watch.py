@@ -110,6 +110,27 @@ def test_a_halt_is_counted_and_told_by_the_server_that_did_it(
     assert here.done()[0] == ("halt", "halted")
 
 
+def test_a_host_on_which_it_fails_again_and_again_is_one_host(here: Town) -> None:
+    here.promote(SLOWLY)
+    for _ in range(5):
+        here.now += timedelta(minutes=20)
+        here.ended(range(1, 2), "fell-back", "not healthy: nginx.service failed")
+    here.ended(range(2, 3), "fell-back", "not healthy: nginx.service failed")
+    here.look()
+    assert here.paused() == ""
+    with here.site.database.read() as connection:
+        assert [it.hosts for it in figures.failures(connection, "stable", 0)] == [2]
+
+    for outcome in ("confirmed", "dropped"):
+        here.now += timedelta(minutes=20)
+        here.ended(range(1, 2), outcome)
+    here.ended(range(3, 4), "fell-back", "not healthy: nginx.service failed")
+    tally = desk.tally(here.site, here.channel, desk.account(here.site, "stable"))
+
+    assert tally
+    assert (tally.confirmed, tally.fell_back) == (1, 2)
+
+
 def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:
     here.promote(SLOWLY)
     here.ended(range(1, 101), "confirmed")

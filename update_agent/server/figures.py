@@ -29,6 +29,7 @@ _AWAY = ("rebooting", "trial")
 Not those that wait, armed, for a person who reboots them: one that is quiet was switched off more
 often than it was lost, and would halt a good rollout each night.
 """
+_CONFIRMED = "confirmed"
 _FAILED = ("fell-back", "refused")
 _KEPT = (
     Reason.PAUSED_HERE, Reason.BY_HAND, Reason.NO_WAVE, Reason.DOWNGRADE, Reason.TOO_OLD,
@@ -123,7 +124,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """How many attempts ended in one way for one cause."""
+    """On how many hosts attempts ended in one way for one cause."""
 
     version: str
     outcome: str
@@ -297,11 +298,12 @@ def _said(connection: Connection, group: Any, *, in_line: bool) -> tuple[str | N
 
 
 def failures(connection: Connection, channel: str, since: int, limit: int = 50) -> list[Failure]:
-    """Return the attempts of a channel that failed since then, by cause, the most first."""
+    """Return on how many hosts of a channel what failed since then, by cause, the most first."""
     rows = connection.execute(
         sql.select(
             attempts.c.version, attempts.c.outcome, attempts.c.why,
-            sql.func.count().label("count"), sql.func.max(attempts.c.seen).label("last"),
+            sql.func.count(attempts.c.host.distinct()).label("count"),
+            sql.func.max(attempts.c.seen).label("last"),
         )
         .where(
             attempts.c.channel == channel, attempts.c.outcome.in_(_FAILED),
@@ -381,21 +383,43 @@ def tally(
         .select_from(hosts)
         .where(lately, hosts.c.state.in_(_AT_REST), hosts.c.reason.in_(_UNABLE), sql.not_(runs))
     )
-    ended = connection.execute(
-        sql.select(attempts.c.outcome, sql.func.count().label("count"))
-        .where(
-            attempts.c.channel == channel,
-            attempts.c.version == version,
-            attempts.c.seen >= since,
-        )
-        .group_by(attempts.c.outcome)
-    )
-    outcomes = {row.outcome: row.count for row in _typed(ended)}
+    outcomes = _outcomes(connection, channel, version, since)
     return Tally(
         hosts=stands.hosts, running=stands.running or 0, silent=away.silent or 0,
-        stuck=away.stuck or 0, unable=unable or 0, confirmed=outcomes.get("confirmed", 0),
+        stuck=away.stuck or 0, unable=unable or 0, confirmed=outcomes[_CONFIRMED],
         fell_back=outcomes.get("fell-back", 0), refused=outcomes.get("refused", 0),
     )  # fmt: skip
+
+
+def _outcomes(connection: Connection, channel: str, version: str, since: int) -> dict[str, int]:
+    """Return how many hosts tried ``version`` with which outcome, each counted by its newest.
+
+    Whoever tries again and again on one host learns of that host alone. Only of hosts on which it
+    failed, which are few, attempts are put in order.
+    """
+    tried = sql.and_(
+        attempts.c.channel == channel, attempts.c.version == version, attempts.c.seen >= since
+    )
+    failed = sql.select(attempts.c.host).where(tried, attempts.c.outcome.in_(_FAILED))
+    order = (attempts.c.seen.desc(), attempts.c.ended.desc(), attempts.c.attempt)
+    number = sql.func.row_number().over(partition_by=attempts.c.host, order_by=order)
+    ended = (
+        sql.select(attempts.c.outcome, number.label("number"))
+        .where(tried, attempts.c.outcome.in_((_CONFIRMED, *_FAILED)), attempts.c.host.in_(failed))
+        .subquery()
+    )
+    newest = connection.execute(
+        sql.select(ended.c.outcome, sql.func.count().label("count"))
+        .where(ended.c.number == 1)
+        .group_by(ended.c.outcome)
+    )
+    found = {row.outcome: row.count for row in _typed(newest)}
+    others = connection.scalar(
+        sql.select(sql.func.count())
+        .select_from(attempts)
+        .where(tried, attempts.c.outcome == _CONFIRMED, attempts.c.host.not_in(failed))
+    )
+    return found | {_CONFIRMED: found.get(_CONFIRMED, 0) + (others or 0)}
 
 
 def placed(connection: Connection, channel: str, share: int, now: int) -> int:

@@ -25,7 +25,7 @@ from update_agent.host import files
 
 metadata = MetaData()
 
-SCHEMA = 3
+SCHEMA = 4
 """Goes up when tables change so that an older server cannot use them."""
 
 _BUSY = 10.0
@@ -116,7 +116,7 @@ attempts = Table(
     Column("log", Text, nullable=False),
     Column("fetched", Number, nullable=False),
     Column("saved", Number, nullable=False),
-    Index("attempts_by_outcome", "channel", "version", "outcome", "seen"),
+    Index("attempts_by_outcome", "channel", "version", "outcome", "seen", "host"),
     Index("attempts_by_age", "seen"),
 )
 """Attempts that ended."""
@@ -169,6 +169,10 @@ _CHANGES = {
         "ALTER TABLE rollouts ADD COLUMN unheard BIGINT NOT NULL DEFAULT 0",
         "DROP INDEX hosts_by_state",
         "CREATE INDEX hosts_by_state ON hosts (channel, state, reason, place, seen)",
+    ),
+    3: (
+        "DROP INDEX attempts_by_outcome",
+        "CREATE INDEX attempts_by_outcome ON attempts (channel, version, outcome, seen, host)",
     ),
 }
 """What makes tables of one kind those of the next."""
