@@ -48,10 +48,13 @@ def judged(
         ),
         pytest.param(Tally(hosts=10, running=0, silent=1), Course.HALT, id="9-cannot-help"),
         pytest.param(
-            Tally(hosts=150, running=60, fell_back=1, unable=1), Course.GO, id="1-of-90-and-1"
+            Tally(hosts=1000, running=980, fell_back=1, unable=1), Course.GO, id="980-proved-it"
         ),
         pytest.param(
-            Tally(hosts=100, running=60, fell_back=1, unable=1), Course.HALT, id="1-of-39-and-1"
+            Tally(hosts=1000, running=980, fell_back=3, unable=3), Course.HALT, id="3-of-the-last"
+        ),
+        pytest.param(
+            Tally(hosts=40, running=35, fell_back=1, unable=1), Course.HALT, id="small-and-proved"
         ),
         pytest.param(
             Tally(hosts=50, running=0, fell_back=1, unable=2), Course.HALT, id="1-of-48-and-1"

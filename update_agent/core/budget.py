@@ -130,9 +130,11 @@ def _sampled(budget: Budget, tally: Tally) -> int:
 
     While fewer have tried than are to be sampled: as if the others of the sample, as far as there
     are any who can, did well. So a few failures halt nothing that the next hosts would prove good,
-    and what not even they could is halted before they try.
+    and what not even they could is halted before they try. Who runs it, and tried it before what is
+    counted, is one of the others: one of the last hosts halts nothing that all before them proved.
     """
-    return max(tally.tried, min(budget.sample, tally.tried + tally.left))
+    before = max(0, tally.running - tally.confirmed)
+    return max(tally.tried, min(budget.sample, before + tally.tried + tally.left))
 
 
 def _wanted(budget: Budget, share: int, tally: Tally) -> int:
