@@ -203,13 +203,16 @@ def test_a_halt_pauses_and_keeps_what_is_installed_from_being_booted() -> None:
     assert halted.halt(change("halted", 31)) is halted
 
 
-def test_a_halt_of_what_is_paused_keeps_who_paused_it() -> None:
+def test_a_halt_of_what_is_paused_says_why_and_leaves_the_clock() -> None:
     paused = OFFERED.pause(change("paused", 1, "lunch"))
 
-    halted = paused.halt(change("halted", 2, "they fail"))
+    halted = paused.halt(replace(change("halted", 2, "they fail"), author="bob"))
 
-    assert halted.paused == paused.paused
+    assert halted.paused
+    assert (halted.paused.author, halted.paused.reason) == ("bob", "they fail")
+    assert halted.paused.since == START + timedelta(minutes=1)
     assert halted.quarantined == (V("1.2.0"),)
+    assert halted.pause(change("paused", 3, "dinner")) is halted
 
 
 def test_going_on_is_the_opposite_of_a_halt() -> None:

@@ -114,9 +114,12 @@ class Channel:
         return self if rollout == self.rollout else self._changed(change, rollout=rollout)
 
     def pause(self, change: Change) -> "Channel":
-        """Offer the release to no further host."""
-        rollout = self._paused(change)
-        return self if rollout == self.rollout else self._changed(change, rollout=rollout)
+        """Offer the release to no further host; a pause stays, but for one that ends by itself."""
+        rollout = self._running()
+        before = rollout.paused
+        if before and (before.author != BY_WAVES or change.author == BY_WAVES):
+            return self
+        return self._changed(change, rollout=_paused(rollout, change))
 
     def resume(self, change: Change) -> "Channel":
         """Go on where the pause began."""
@@ -126,12 +129,15 @@ class Channel:
         return self._changed(change, rollout=rollout.resume(change.time))
 
     def halt(self, change: Change) -> "Channel":
-        """Offer the release to no further host, and let nobody boot it who has not yet."""
-        rollout, version = self._paused(change), self.version
-        versions = tuple(sorted({*self.quarantined, *([version] if version else [])}))
-        if (rollout, versions) == (self.rollout, self.quarantined):
+        """Offer the release to no further host, and let nobody boot it who has not yet.
+
+        In a pause, that one goes on as the halt's: whoever looks is to see what is worse.
+        """
+        rollout, version = self._running(), self.version
+        if rollout.paused and version in self.quarantined:
             return self
-        return self._changed(change, rollout=rollout, quarantined=versions)
+        versions = tuple(sorted({*self.quarantined, *([version] if version else [])}))
+        return self._changed(change, rollout=_paused(rollout, change), quarantined=versions)
 
     def go_on(self, change: Change) -> "Channel":
         """Undo ``halt``, or ``pause``."""
@@ -170,17 +176,6 @@ class Channel:
             )
         return self.rollout
 
-    def _paused(self, change: Change) -> Rollout:
-        """Return the rollout, paused; a pause stays as it is, but for one that ends by itself."""
-        rollout = self._running()
-        before = rollout.paused
-        if before and (before.author != BY_WAVES or change.author == BY_WAVES):
-            return rollout
-        since = before.since if before else change.time
-        return replace(
-            rollout, paused=Pause(since=since, reason=change.reason, author=change.author)
-        )
-
     def _plans_the_same(self, rollout: Rollout, downgrade_from: tuple[Version, ...]) -> bool:
         mine = self._running()
         return (mine.waves, mine.deadline, self.downgrade_from) == (
@@ -190,6 +185,12 @@ class Channel:
     def _changed(self, change: Change, **fields: object) -> "Channel":
         changes = (*self.changes, change)[-_REMEMBERED:]
         return replace(self, changes=changes, **fields)  # type: ignore[arg-type]  # checked below
+
+
+def _paused(rollout: Rollout, change: Change) -> Rollout:
+    """Return the rollout, paused by ``change``; its clock stopped when the first pause began."""
+    since = rollout.paused.since if rollout.paused else change.time
+    return replace(rollout, paused=Pause(since=since, reason=change.reason, author=change.author))
 
 
 def path(name: str) -> str:
