@@ -116,7 +116,7 @@ def test_no_wave_opens_while_too_few_are_heard() -> None:
     assert course is Course.HOLD
     assert why == (
         "too few hosts are heard to know how 1.1.0 does; the wave after 1 % of all opens when they"
-        " are"
+        " are, or when somebody resumes it"
     )
 
 

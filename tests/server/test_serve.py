@@ -520,7 +520,7 @@ def test_a_database_of_the_first_kind_is_brought_up_once(tmp_path: Path) -> None
             row = connection.execute(sql.select(tables.rollouts)).one()
             assert connection.scalar(sql.select(tables.schema.c.version)) == tables.SCHEMA
         database.close()
-        assert tuple(row) == ("stable", '{"format":1,"sample":7}', "1.1.0", 5, 0, 0, 0)
+        assert tuple(row) == ("stable", '{"format":1,"sample":7}', "1.1.0", 5, 0, 0, 0, 0)
 
 
 def test_a_database_of_a_newer_kind_is_left_alone(tmp_path: Path) -> None:

@@ -22,9 +22,8 @@ from update_agent.core.report import Waits
 from update_agent.core.version import Version
 from update_agent.errors import HostError
 from update_agent.publish import channels
-from update_agent.server import desk, figures, watch
+from update_agent.server import desk, figures, tables, watch
 from update_agent.server.gauges import Gauges
-from update_agent.server.tables import rollouts
 from update_agent.server.watch import BY_BUDGET, News, webhook
 
 FIX = Version("1.2.0")
@@ -192,7 +191,7 @@ def test_a_wave_does_not_open_while_nobody_is_heard(here: Town) -> None:
     here.look()
     assert here.paused() == (
         "too few hosts are heard to know how 1.1.0 does; the wave after 10 % of all opens when"
-        " they are"
+        " they are, or when somebody resumes it"
     )
     here.now += timedelta(hours=25)
     here.look()
@@ -205,6 +204,65 @@ def test_a_wave_does_not_open_while_nobody_is_heard(here: Town) -> None:
 
     assert here.paused() == ""
     assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+
+
+def seldom(here: Town, hours: float) -> None:
+    """Let time pass in which each host is heard once in two hours, by its place."""
+    for _ in range(round(hours * 4)):
+        here.now += timedelta(minutes=15)
+        turn = int(here.now.timestamp()) // 900 % 8
+        with here.site.database.begin() as connection:
+            connection.execute(
+                sql.update(tables.hosts)
+                .where(tables.hosts.c.state != "rebooting", tables.hosts.c.place % 8 == turn)
+                .values(seen=int(here.now.timestamp()))
+            )
+        here.look()
+
+
+def test_hosts_that_report_seldom_are_counted_after_some_hours(here: Town) -> None:
+    for turn in range(8):
+        here.hosts(HOSTS[turn::8], version=OLD, place=turn)
+    seldom(here, hours=1)
+    here.promote("10%:1h 100%:1h@+9h")
+    here.ended(range(1, 51), "confirmed", place=2)
+    here.hosts(range(101, 104), state="rebooting", target=NEW)
+    seldom(here, hours=5)
+    assert here.paused() == ""
+
+    seldom(here, hours=1.25)
+
+    assert "3 did not come back" in here.paused()
+    assert [it.action for it in here.news] == ["goes on", "halted"]
+
+
+def test_a_wave_opens_to_hosts_that_report_seldom(here: Town) -> None:
+    for turn in range(8):
+        here.hosts(HOSTS[turn::8], version=OLD, place=turn)
+    here.promote("10%:1h 100%:1h@+181m")
+    here.ended(range(1, 51), "confirmed", place=2)
+    seldom(here, hours=3.25)
+    assert "too few hosts are heard" in here.paused()
+
+    seldom(here, hours=3.5)
+
+    assert here.paused() == ""
+    assert [it.action for it in here.news] == ["paused", "goes on", "opened the next wave"]
+
+
+def test_who_resumes_what_too_few_are_heard_for_is_not_overruled(here: Town) -> None:
+    here.promote("1%:1h 10%:1h@+3h 100%:1h@+6h")
+    here.ended(range(1, 501), "confirmed")
+    here.now += timedelta(minutes=178)
+    here.look()
+    assert "too few hosts are heard" in here.paused()
+
+    here.act(desk.Resume(reason="the network is rebuilt tonight"))
+    for _ in range(20):
+        here.now += timedelta(minutes=15)
+        here.look()
+
+    assert here.paused() == ""
 
 
 def test_hosts_that_came_back_and_are_never_confirmed_halt_a_rollout(here: Town) -> None:
@@ -437,7 +495,7 @@ def test_what_the_server_sees_stays_when_a_budget_is_set(here: Town) -> None:
 def test_a_budget_that_makes_no_sense_can_be_set_anew(here: Town) -> None:
     desk.set_budget(here.site, "stable", LAB, author="ann")
     with here.site.database.begin() as connection:
-        connection.execute(sql.update(rollouts).values(budget='{"format": 2}'))
+        connection.execute(sql.update(tables.rollouts).values(budget='{"format": 2}'))
     with pytest.raises(HostError, match="budget of stable") as raised:
         desk.account(here.site, "stable")
     assert raised.value.hint == "set the budget anew"

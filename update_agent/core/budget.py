@@ -112,7 +112,7 @@ def judge(
     if tally.deaf:
         why = (
             f"too few hosts are heard to know how {version} does; the wave after {percent(share)}"
-            " of all opens when they are"
+            " of all opens when they are, or when somebody resumes it"
         )
         return Verdict(course=Course.HOLD, why=why)
     wanted = _wanted(budget, share, tally)

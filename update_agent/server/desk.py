@@ -209,11 +209,19 @@ class Account:
     """When that was last done, by the clocks of those who did it: to know it again."""
     unheard: int = 0
     """When too few of the channel's hosts were last heard."""
+    deaf: int = 0
+    """Since when that is so, with no long time between."""
+
+    @property
+    def is_used_to_it(self) -> bool:
+        """Whether too few were heard for so long that it is no failure, but how its hosts are."""
+        return self.unheard - self.deaf > DEAF
 
 
-_COUNT = ("version", "counted_from", "promoted", "resumed", "unheard")
-_HEARD = 45 * 60
-"""Seconds in which a host that lives is heard: the longest pause between its tries, and a half."""
+_COUNT = ("version", "counted_from", "promoted", "resumed", "unheard", "deaf")
+DEAF = 6 * 3600
+"""Seconds for which nobody is taken for lost because too few hosts are heard: by then somebody has
+mended what failed, or these hosts report seldom, or most of them are always off."""
 
 
 def account(site: Site, name: str) -> Account:
@@ -268,7 +276,9 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
     """Return how hosts stand with what the channel ``it`` offers, if it offers something.
 
     Nobody is lost before this server has listened for a while, after it began and after it heard
-    too few: they may have come back when nobody listened.
+    too few: they may have come back when nobody listened. For some hours, that is: then who is lost
+    is counted again, and it hears well if half of the hosts are heard in as many hours. A person
+    who resumed the rollout since then has looked, and goes on with what is heard.
     """
     if it.version is None or it.rollout is None:
         return None
@@ -279,18 +289,26 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
         )
         if begun < RING:
             found = replace(found, placed=figures.placed(connection, it.channel, begun, now))
-    while_ago = now - max(kept.budget.silence, _HEARD)
-    if max(kept.unheard, seconds(site.began)) <= while_ago:
-        return found
-    return replace(found, silent=0, stuck=0, deaf=kept.unheard > while_ago)
+    while_ago = now - max(kept.budget.silence, figures.HEARD_AGAIN)
+    accepted = it.changes[-1].what == RESUMED and kept.counted_from >= kept.deaf
+    deaf = kept.unheard > while_ago and not accepted
+    if seconds(site.began) > while_ago or (deaf and not kept.is_used_to_it):
+        return replace(found, silent=0, stuck=0, deaf=deaf)
+    return replace(found, deaf=deaf and not _hears(site, it, now - DEAF))
 
 
 def listening(site: Site, it: Channel, kept: Account) -> Account:
     """Return the account as of now: whether too few hosts of the channel are heard."""
     now = seconds(site.now())
+    if _hears(site, it, now - figures.SIGN_OF_LIFE):
+        return kept
+    goes_on = kept.unheard > now - figures.HEARD_AGAIN
+    return replace(kept, unheard=now, deaf=kept.deaf if goes_on else now)
+
+
+def _hears(site: Site, it: Channel, since: int) -> bool:
     with site.database.read() as connection:
-        hears = figures.hears(connection, it.channel, now)
-    return kept if hears else replace(kept, unheard=now)
+        return figures.hears(connection, it.channel, since, seconds(site.now()))
 
 
 def current(site: Site, it: Channel) -> Account:

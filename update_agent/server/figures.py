@@ -21,8 +21,11 @@ LATELY = 86400
 
 Where nobody at all is heard, before the last one was: a fleet does not shrink by a cut cable.
 """
-_SHORTLY = 20 * 60
-"""Seconds in which most hosts say that they live: two of their signs of life."""
+SIGN_OF_LIFE = 20 * 60
+"""Seconds in which most hosts say that they live: two of their signs."""
+HEARD_AGAIN = 45 * 60
+"""Seconds after which those that live are heard, once they can be: the longest pause between their
+tries, and a half."""
 _AWAY = ("rebooting", "trial")
 """States between an old release and a new one that is confirmed.
 
@@ -438,16 +441,16 @@ def placed(connection: Connection, channel: str, share: int, now: int) -> int:
     )
 
 
-def hears(connection: Connection, channel: str, now: int) -> bool:
-    """Return whether at least half of a channel's hosts were heard shortly.
+def hears(connection: Connection, channel: str, since: int, now: int) -> bool:
+    """Return whether at least half of a channel's hosts were heard ``since`` then.
 
-    If not, it is hardly the hosts: the network, a proxy or this server's database failed. Hosts
-    that reboot are not asked, for these a bad release may have taken.
+    If not shortly, it is hardly the hosts: the network, a proxy or this server's database failed.
+    Hosts that reboot are not asked, for these a bad release may have taken.
     """
     stays = sql.and_(_lately(connection, channel, now), hosts.c.state.not_in(_AWAY))
     heard = connection.execute(
         sql.select(
-            sql.func.count().label("hosts"), _count(hosts.c.seen > now - _SHORTLY).label("heard")
+            sql.func.count().label("hosts"), _count(hosts.c.seen > since).label("heard")
         ).where(stays)
     ).one()
     return bool(2 * (heard.heard or 0) >= heard.hosts)
@@ -459,7 +462,7 @@ def _lately(connection: Connection, channel: str, now: int) -> Any:  # noqa: ANN
     Only where nobody was heard shortly, all are asked for the last.
     """
     of_channel, last = hosts.c.channel == channel, now
-    heard = sql.select(hosts.c.seen).where(of_channel, hosts.c.seen > now - _SHORTLY).limit(1)
+    heard = sql.select(hosts.c.seen).where(of_channel, hosts.c.seen > now - SIGN_OF_LIFE).limit(1)
     if connection.scalar(heard) is None:
         newest = connection.scalar(sql.select(sql.func.max(hosts.c.seen)).where(of_channel))
         last = newest or now

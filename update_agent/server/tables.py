@@ -25,7 +25,7 @@ from update_agent.host import files
 
 metadata = MetaData()
 
-SCHEMA = 4
+SCHEMA = 5
 """Goes up when tables change so that an older server cannot use them."""
 
 _BUSY = 10.0
@@ -156,8 +156,9 @@ rollouts = Table(
     Column("promoted", Number, nullable=False, server_default="0"),
     Column("resumed", Number, nullable=False, server_default="0"),
     Column("unheard", Number, nullable=False, server_default="0"),
+    Column("deaf", Number, nullable=False, server_default="0"),
 )
-"""What a channel's rollout may cost (JSON), since when that is counted, and by whom it is heard."""
+"""What a channel's rollout may cost (JSON), since when that is counted, when too few were heard."""
 
 _CHANGES = {
     1: (
@@ -174,6 +175,7 @@ _CHANGES = {
         "DROP INDEX attempts_by_outcome",
         "CREATE INDEX attempts_by_outcome ON attempts (channel, version, outcome, seen, host)",
     ),
+    4: ("ALTER TABLE rollouts ADD COLUMN deaf BIGINT NOT NULL DEFAULT 0",),
 }
 """What makes tables of one kind those of the next."""
 

@@ -44,6 +44,11 @@ _AT_ONCE = 5000
 """Of each removed in one commit, so that reports never wait long."""
 _HOUR = 3600
 """Seconds; in its first sample of an hour a server also forgets: to look what is old takes time."""
+_UNHEARD = (
+    f"fewer than half of the hosts were heard at any time of {desk.DEAF // _HOUR} hours; who does"
+    " not come back is counted as lost again"
+)
+"""What people are told once."""
 _WEBHOOK = 10.0
 """Seconds for one try to tell people."""
 
@@ -113,9 +118,7 @@ def _going_on(what: str) -> Iterator[None]:
 def _judge(site: Site, it: Channel, tell: Tell) -> None:
     if it.version is None or it.rollout is None:
         return
-    kept = desk.listening(site, it, desk.current(site, it))
-    if kept != desk.account(site, it.channel):
-        desk.keep_count(site, it.channel, kept)
+    kept = _kept(site, it, tell)
     if it.paused and it.version in it.quarantined:
         return  # it is halted
     tally = desk.tally(site, it, kept)
@@ -140,6 +143,17 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
         site.meters.halts.inc()
     logger.warning("%s", news.text)
     tell(news)
+
+
+def _kept(site: Site, it: Channel, tell: Tell) -> desk.Account:
+    """Return what the rollout is held to as of now, and store it; tell people what follows."""
+    before = desk.account(site, it.channel)
+    kept = desk.listening(site, it, desk.current(site, it))
+    if kept != before:
+        desk.keep_count(site, it.channel, kept)
+    if kept.is_used_to_it and not before.is_used_to_it:
+        tell(News(channel=it.channel, version=str(it.version), action="goes on", reason=_UNHEARD))
+    return kept
 
 
 def _is_first(site: Site, failed: News, deed: desk.Deed, author: str) -> bool:
