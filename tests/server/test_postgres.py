@@ -87,6 +87,8 @@ def test_every_question_is_understood_by_both(url: str, tmp_path: Path) -> None:
                         figures.Wanted(channel="lab", after=f"web-1003 {host_named(1003)}"),
                     ),
                     figures.waiting(connection, "lab", noon),
+                    figures.placed(connection, "lab", 10_000, 0, noon),
+                    figures.hears(connection, "lab", noon, noon),
                     figures.versions(connection, "lab", noon),
                     figures.failures(connection, "lab", noon),
                     figures.timeline(connection, host_named(1004)),

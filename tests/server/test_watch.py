@@ -28,6 +28,7 @@ from update_agent.server.watch import BY_BUDGET, News, webhook
 
 FIX = Version("1.2.0")
 HOSTS = range(1, 1001)
+WAVE = Waits(reason="wave", sentence="this host stands at 99.9999 %")
 BY_HAND = Waits(reason="by-hand", sentence="this host installs only what somebody asks for")
 SLOWLY = "10%:1h 100%:1h@+3h"
 LAB = desk.SetBudget(reason="a lab", budget=Budget(failures=500_000, sample=10))
@@ -404,13 +405,31 @@ def test_a_wave_waits_for_no_more_hosts_than_it_reaches(
     here: Town, places: tuple[int, int], wait: Waits | None, why: str
 ) -> None:
     here.promote("1%:1h 100%:1h@+3h")
+    here.now += timedelta(minutes=3)
     for place, hosts in zip(places, (range(1, 2), HOSTS[1:]), strict=True):
-        here.hosts(hosts, place=place, wait=wait)
+        waits = WAVE if place >= 10_000 else wait
+        here.hosts(hosts, place=place, state="waiting", since=here.now, wait=waits)
 
-    here.passes(minutes=178)
+    here.passes(minutes=175)
 
     assert here.paused().startswith(why)
     assert bool(here.paused()) == bool(why)
+
+
+def test_a_place_in_an_older_rollout_tells_nothing_of_this_one(here: Town) -> None:
+    here.hosts(HOSTS, place=999_999, state="waiting", since=here.now, wait=WAVE)
+    here.promote("1%:1h 100%:1h@+3h")
+    here.now += timedelta(minutes=3)
+    late = Waits(reason="unreachable", sentence="the repository does not answer")
+    here.hosts(HOSTS[1:3], place=999_999, state="waiting", since=here.now, wait=late)
+    here.hosts(HOSTS[3:], place=999_999, state="waiting", since=here.now, wait=WAVE)
+
+    here.passes(minutes=175)
+    assert here.paused().startswith("0 hosts run 1.1.0; the wave after 1 % of all opens when 3 do")
+    here.hosts(HOSTS[:3], place=999_999, state="waiting", since=here.now, wait=WAVE)
+    here.passes(minutes=1)
+
+    assert here.paused() == ""
 
 
 def test_a_person_who_pauses_meanwhile_is_not_overruled(here: Town) -> None:

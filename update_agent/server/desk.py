@@ -288,7 +288,8 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
             connection, it.channel, it.version.text, kept.budget, since=kept.counted_from, now=now
         )
         if begun < RING:
-            found = replace(found, placed=figures.placed(connection, it.channel, begun, now))
+            reached = figures.placed(connection, it.channel, begun, kept.promoted, now)
+            found = replace(found, placed=reached)
     while_ago = now - max(kept.budget.silence, figures.HEARD_AGAIN)
     accepted = it.changes[-1].what == RESUMED and kept.counted_from >= kept.deaf
     deaf = kept.unheard > while_ago and not accepted

@@ -40,6 +40,10 @@ _KEPT = (
 """Why hosts do not try what is offered until somebody does something about it."""
 _UNABLE = (*_KEPT, Reason.FAILED_HERE, Reason.BAD_RELEASE)
 """The same, and those on which, or beside which, it failed."""
+_IN_LINE = (Reason.WAVE, Reason.PAUSED)
+"""Why hosts wait that heard of the rollout, and are not offered it yet."""
+_CACHED = 120
+"""Seconds for which caches may give an older timestamp to hosts that ask."""
 _AT_REST = ("idle", "waiting", "failed")
 
 SAMPLED = 300
@@ -425,20 +429,24 @@ def _outcomes(connection: Connection, channel: str, version: str, since: int) ->
     return found | {_CONFIRMED: found.get(_CONFIRMED, 0) + (others or 0)}
 
 
-def placed(connection: Connection, channel: str, share: int, now: int) -> int:
-    """Return how many hosts of a channel may have a place below ``share``, if nobody keeps them."""
-    return (
-        connection.scalar(
-            sql.select(sql.func.count())
-            .select_from(hosts)
-            .where(
-                _lately(connection, channel, now),
-                sql.or_(hosts.c.place < share, hosts.c.place.is_(None)),
-                sql.or_(hosts.c.reason.is_(None), hosts.c.reason.not_in(_KEPT)),
-            )
+def placed(connection: Connection, channel: str, share: int, promoted: int, now: int) -> int:
+    """Return how many hosts of a channel may have a place below ``share``, if nobody keeps them.
+
+    A host tells its place in the rollout that it heard of last. Only one that began to wait for its
+    turn after this one was ``promoted``, by its clock and by the server's, surely has another.
+    """
+    asked = promoted + _CACHED
+    outside = sql.and_(
+        hosts.c.place >= share, hosts.c.reason.in_(_IN_LINE),
+        hosts.c.since > asked, hosts.c.changed > asked,
+    )  # fmt: skip
+    found = connection.scalar(
+        sql.select(_count(sql.not_(sql.func.coalesce(outside, sql.false())))).where(
+            _lately(connection, channel, now),
+            sql.or_(hosts.c.reason.is_(None), hosts.c.reason.not_in(_KEPT)),
         )
-        or 0
     )
+    return found or 0
 
 
 def hears(connection: Connection, channel: str, since: int, now: int) -> bool:
