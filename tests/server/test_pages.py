@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from html import unescape
 
 import pytest
@@ -13,6 +14,7 @@ from tests.server.test_api import EVIL, WAVE
 from tests.server.town import NEW, OLD
 from update_agent.core.report import Ended
 from update_agent.server import tables
+from update_agent.server.intake import store
 from update_agent.server.tokens import Role, Tokens
 
 
@@ -170,6 +172,20 @@ def test_hosts_are_searched_and_come_in_pages(server: Server, ann: Person) -> No
     assert second.count('<th scope="row">') == 10
     assert "60 hosts" in text_of(second)
     assert ann.look("/hosts?search=web-60").count('<th scope="row">') == 1
+    assert "No such host" in ann.look("/hosts?heard=no")
+
+
+def test_a_number_leads_to_as_many_hosts(server: Server, team: Team, ann: Person) -> None:
+    server.post(*(report(it) for it in range(1, 6)))
+    path = team.folder / "state/server.sqlite"
+    with closing(tables.opened(f"sqlite:///{path}")) as database, database.begin() as connection:
+        store(database, connection, [report(6), report(7)], NOON)
+
+    links = re.findall(r'<a[^>]* href="(/hosts\?[^"]*)">([^<]*)</a>', ann.look("/channels/stable"))
+
+    assert [text for _, text in links] == ["5", "2 more", "1.0.0"]
+    shown = [ann.look(unescape(link)).count('<th scope="row">') for link, _ in links]
+    assert shown == [5, 2, 5]
 
 
 def test_an_error_is_a_page_for_people_and_json_for_programs(server: Server, ann: Person) -> None:

@@ -80,11 +80,14 @@ def test_every_question_is_understood_by_both(url: str, tmp_path: Path) -> None:
             )
             said.append(
                 [
-                    figures.page(connection, figures.Wanted(channel="lab", limit=2)),
-                    figures.page(connection, figures.Wanted(search="%_")),
+                    figures.page(connection, figures.Wanted(channel="lab", limit=2), noon),
+                    figures.page(connection, figures.Wanted(search="%_"), noon),
+                    figures.page(connection, figures.Wanted(heard="yes", search="100%"), noon),
+                    figures.page(connection, figures.Wanted(heard="no", channel="lab"), noon),
                     figures.page(
                         connection,
                         figures.Wanted(channel="lab", after=f"web-1003 {host_named(1003)}"),
+                        noon,
                     ),
                     figures.waiting(connection, "lab", noon),
                     figures.placed(connection, "lab", 10_000, 0, noon),

@@ -496,7 +496,9 @@ def test_what_is_months_old_is_forgotten_and_who_is_heard_is_not(tmp_path: Path)
         assert tables.forget(connection, before, limit=9) == 1
         assert tables.forget(connection, before, limit=9) == 0
         assert len(figures.timeline(connection, host_named(1))) == 1
-        assert [it.name for it in figures.page(connection, figures.Wanted()).hosts] == ["web-1"]
+        assert [it.name for it in figures.page(connection, figures.Wanted(), before).hosts] == [
+            "web-1"
+        ]
     database.close()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import sqlalchemy as sql
@@ -637,6 +637,22 @@ def test_hosts_that_are_gone_are_counted_apart(here: Town) -> None:
     with here.site.database.read() as connection:
         assert [it.hosts for it in figures.versions(connection, "stable", now)] == [900]
         assert [it.hosts for it in figures.waiting(connection, "stable", now)] == [900]
+        listed: dict[Literal["yes", "no"] | None, int] = {None: 1000, "yes": 900, "no": 100}
+        for heard, hosts in listed.items():
+            for channel in (None, "stable"):
+                asked = figures.Wanted(heard=heard, channel=channel)
+                assert figures.page(connection, asked, now).total == hosts
+
+
+def test_a_chart_falls_no_more_than_its_figures_while_nobody_is_heard(here: Town) -> None:
+    here.now += timedelta(hours=25)
+    here.look()
+
+    now = int(here.now.timestamp())
+    with here.site.database.read() as connection:
+        assert [it.hosts for it in figures.versions(connection, "stable", now)] == [1000]
+        [(_, version, hosts)] = figures.history(connection, "stable", 0)
+    assert (version, hosts) == (OLD.text, 1000)
 
 
 def test_without_keys_it_looks_on_and_says_what_it_lacks(here: Town) -> None:

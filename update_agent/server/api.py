@@ -142,7 +142,8 @@ def show_failures(site: Site, call: Call) -> tuple[figures.Failure, ...]:
 def list_hosts(site: Site, call: Call) -> figures.Page:
     """Hosts by name, in pages."""
     with site.database.read() as connection:
-        return figures.page(connection, cast("figures.Wanted", call.query))
+        wanted = cast("figures.Wanted", call.query)
+        return figures.page(connection, wanted, seconds(site.now()))
 
 
 def show_host(site: Site, call: Call) -> Story:

@@ -6,7 +6,7 @@ since 1970 in UTC.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sql
 from msgspec import Meta
@@ -91,6 +91,8 @@ class Wanted:
     state: str | None = None
     reason: str | None = None
     group: str | None = None
+    heard: Literal["yes", "no"] | None = None
+    """Lately, as all that is counted; or not for a day."""
     search: Annotated[str, Meta(max_length=100)] = ""
     """A part of the name, or the beginning of the id."""
     after: Annotated[str, Meta(max_length=400)] = ""
@@ -182,9 +184,12 @@ class Deed:
     result: str
 
 
-def page(connection: Connection, wanted: Wanted) -> Page:
+def page(connection: Connection, wanted: Wanted, now: int) -> Page:
     """Return some hosts."""
     conditions = _conditions(wanted)
+    if wanted.heard:
+        lately = _all_lately(connection, wanted.channel, now)
+        conditions.append(lately if wanted.heard == "yes" else sql.not_(lately))
     total = connection.scalar(sql.select(sql.func.count()).select_from(hosts).where(*conditions))
     if wanted.after:
         name, _, host = wanted.after.rpartition(" ")
@@ -336,14 +341,10 @@ def sample(connection: Connection, insert: Any, now: int) -> bool:  # noqa: ANN4
     time = now - now % SAMPLED
     if connection.scalar(sql.select(samples.c.time).where(samples.c.time == time).limit(1)):
         return False
-    rows = connection.execute(
-        sql.select(hosts.c.channel, hosts.c.version, sql.func.count().label("count"))
-        .where(hosts.c.seen >= now - LATELY)
-        .group_by(hosts.c.channel, hosts.c.version)
-    )
     found = [
-        {"channel": row.channel, "version": row.version, "time": time, "hosts": row.count}
-        for row in _typed(rows)
+        {"channel": channel, "version": it.version, "time": time, "hosts": it.hosts}
+        for channel in by_channel(connection)
+        for it in versions(connection, channel, now)
     ]
     if found:
         connection.execute(insert.on_conflict_do_nothing(), found)
@@ -475,6 +476,12 @@ def _lately(connection: Connection, channel: str, now: int) -> Any:  # noqa: ANN
         newest = connection.scalar(sql.select(sql.func.max(hosts.c.seen)).where(of_channel))
         last = newest or now
     return sql.and_(of_channel, hosts.c.seen >= last - LATELY)
+
+
+def _all_lately(connection: Connection, channel: str | None, now: int) -> Any:  # noqa: ANN401
+    """Select the hosts that are heard, of one channel or of each."""
+    names = [channel] if channel else by_channel(connection)
+    return sql.or_(sql.false(), *(_lately(connection, it, now) for it in names))
 
 
 def by_channel(connection: Connection) -> dict[str, int]:

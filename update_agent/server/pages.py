@@ -40,7 +40,7 @@ _SHOWN = 6
 """Versions with a colour of their own."""
 _REASONS = 4
 """Of a channel, among all channels."""
-_FILTERS = ("search", "channel", "version", "state", "reason", "group")
+_FILTERS = ("search", "channel", "version", "state", "reason", "group", "heard")
 
 
 def _templates() -> jinja2.Environment:
@@ -212,7 +212,7 @@ def hosts(visit: Visit) -> tuple[str, dict[str, Any]]:
     """Show hosts, some at a time."""
     wanted = api.query(visit.request, figures.Wanted)
     with visit.site.database.read() as connection:
-        page = figures.page(connection, wanted)
+        page = figures.page(connection, wanted, seconds(visit.site.now()))
     given = {it: getattr(wanted, it) for it in _FILTERS}
     asked = {name: value for name, value in given.items() if value}
     more = urlencode(asked | {"after": page.next}) if page.next else None
