@@ -204,7 +204,7 @@ def test_a_wave_does_not_open_while_nobody_is_heard(here: Town) -> None:
     here.passes(minutes=1)
 
     assert here.paused() == ""
-    assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+    assert [it.action for it in here.news] == ["paused", "opened for the next wave"]
 
 
 def seldom(here: Town, hours: float) -> None:
@@ -248,7 +248,7 @@ def test_a_wave_opens_to_hosts_that_report_seldom(here: Town) -> None:
     seldom(here, hours=3.5)
 
     assert here.paused() == ""
-    assert [it.action for it in here.news] == ["paused", "goes on", "opened the next wave"]
+    assert [it.action for it in here.news] == ["paused", "goes on", "opened for the next wave"]
 
 
 def test_who_resumes_what_too_few_are_heard_for_is_not_overruled(here: Town) -> None:
@@ -390,7 +390,7 @@ def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
     rollout = here.channel.rollout
     assert rollout
     assert (rollout.paused, rollout.held) == (None, 40 * 60)
-    assert [it.action for it in here.news] == ["paused", "opened the next wave"]
+    assert [it.action for it in here.news] == ["paused", "opened for the next wave"]
 
 
 @pytest.mark.parametrize(
@@ -572,6 +572,24 @@ def test_a_halt_that_cannot_be_signed_is_told_once_and_tried_again(here: Town, t
     here.look()
     assert here.channel.quarantined == (NEW,)
     assert here.news[-1].action == "halted"
+
+
+def test_a_wave_that_cannot_be_opened_is_told_once_and_tried_again(here: Town, team: Team) -> None:
+    here.promote(SLOWLY)
+    here.ended(range(1, 50), "confirmed")
+    here.passes(minutes=178)
+    key = team.online / "online.pem"
+    kept = key.rename(team.folder / "kept.pem")
+
+    here.ended(range(50, 51), "confirmed")
+    here.passes(minutes=1)
+    here.passes(minutes=1)
+    kept.rename(key)
+    here.look()
+
+    assert [it.action for it in here.news] == [
+        "paused", "could not be opened for the next wave", "opened for the next wave"
+    ]  # fmt: skip
 
 
 def test_a_channel_that_cannot_be_read_keeps_no_other_from_being_judged(

@@ -100,7 +100,7 @@ class Open:
     """Let the next wave open: end the pause that waited for hosts, if it is still that."""
 
     reason: Because
-    what = "opened the next wave"
+    what = "opened for the next wave"
 
     def edit(self, _: Repository, it: Channel, change: Change) -> Channel:
         """Return the channel without that pause."""

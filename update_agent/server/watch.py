@@ -134,7 +134,7 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
         edited = desk.act(site, it.channel, deed, author, judged=it)
     except UpdateAgentError as error:
         failed = replace(news, action=f"could not be {deed.what}", reason=str(error))
-        if not isinstance(deed, desk.Open) and _is_first(site, failed, deed, author):
+        if _is_first(site, failed, deed, author):
             tell(failed)
         raise
     if not edited.changed:
