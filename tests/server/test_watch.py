@@ -30,6 +30,7 @@ FIX = Version("1.2.0")
 HOSTS = range(1, 1001)
 WAVE = Waits(reason="wave", sentence="this host stands at 99.9999 %")
 BY_HAND = Waits(reason="by-hand", sentence="this host installs only what somebody asks for")
+NO_SLOT = Waits(reason="slots", sentence="it is not known from which slot this host runs")
 SLOWLY = "10%:1h 100%:1h@+3h"
 LAB = desk.SetBudget(reason="a lab", budget=Budget(failures=500_000, sample=10))
 
@@ -399,6 +400,7 @@ def test_the_next_wave_waits_for_hosts_and_opens_by_itself(here: Town) -> None:
         pytest.param((10_000, 999_999), None, "", id="reaches-nobody"),
         pytest.param((9_999, 999_999), None, "0 hosts run 1.1.0", id="reaches-one"),
         pytest.param((9_999, 999_999), BY_HAND, "", id="reaches-one-that-is-updated-by-hand"),
+        pytest.param((9_999, 999_999), NO_SLOT, "", id="reaches-one-that-does-not-know-its-slot"),
     ],
 )
 def test_a_wave_waits_for_no_more_hosts_than_it_reaches(

@@ -36,6 +36,7 @@ _CONFIRMED = "confirmed"
 _FAILED = ("fell-back", "refused")
 _KEPT = (
     Reason.PAUSED_HERE, Reason.BY_HAND, Reason.NO_WAVE, Reason.DOWNGRADE, Reason.TOO_OLD,
+    Reason.SLOTS,
 )  # fmt: skip
 """Why hosts do not try what is offered until somebody does something about it."""
 _UNABLE = (*_KEPT, Reason.FAILED_HERE, Reason.BAD_RELEASE)
