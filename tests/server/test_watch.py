@@ -642,6 +642,17 @@ def test_once_an_hour_what_is_months_old_is_forgotten(here: Town) -> None:
     assert remembered() == 1
 
 
+def test_what_is_old_is_forgotten_also_where_no_host_is_left(here: Town) -> None:
+    here.now = here.now.replace(minute=0) + timedelta(days=90, hours=1)
+    with here.site.database.begin() as connection:
+        connection.execute(sql.delete(tables.hosts))
+
+    here.look()
+
+    with here.site.database.read() as connection:
+        assert figures.timeline(connection, host_named(1)) == []
+
+
 def test_hosts_that_are_gone_are_counted_apart(here: Town) -> None:
     here.now += timedelta(hours=25)
     here.hosts(range(1, 901), version=OLD)

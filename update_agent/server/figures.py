@@ -349,7 +349,7 @@ def sample(connection: Connection, insert: Any, now: int) -> bool:  # noqa: ANN4
     ]
     if found:
         connection.execute(insert.on_conflict_do_nothing(), found)
-    return bool(found)
+    return True
 
 
 def listened(connection: Connection) -> int | None:
