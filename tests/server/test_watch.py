@@ -253,16 +253,24 @@ def test_a_wave_opens_to_hosts_that_report_seldom(here: Town) -> None:
 
 
 def test_who_resumes_what_too_few_are_heard_for_is_not_overruled(here: Town) -> None:
-    here.promote("1%:1h 10%:1h@+3h 100%:1h@+6h")
-    here.ended(range(1, 501), "confirmed")
+    def until_next_wave() -> None:
+        for _ in range(4):
+            here.now += timedelta(minutes=15)
+            here.look()
+
+    here.promote("1%:1h 10%:30m@+3h 50%:30m@+4h 100%:30m@+5h")
+    here.ended(range(1, 50), "confirmed")
     here.now += timedelta(minutes=178)
     here.look()
     assert "too few hosts are heard" in here.paused()
 
     here.act(desk.Resume(reason="the network is rebuilt tonight"))
-    for _ in range(20):
-        here.now += timedelta(minutes=15)
-        here.look()
+    until_next_wave()
+    assert here.paused().startswith("49 hosts run 1.1.0")
+    here.ended(range(50, 301), "confirmed")
+    here.look()
+    assert here.paused() == ""
+    until_next_wave()
 
     assert here.paused() == ""
 

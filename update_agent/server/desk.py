@@ -291,11 +291,16 @@ def tally(site: Site, it: Channel, kept: Account) -> Tally | None:
             reached = figures.placed(connection, it.channel, begun, kept.promoted, now)
             found = replace(found, placed=reached)
     while_ago = now - max(kept.budget.silence, figures.HEARD_AGAIN)
-    accepted = it.changes[-1].what == RESUMED and kept.counted_from >= kept.deaf
-    deaf = kept.unheard > while_ago and not accepted
+    deaf = kept.unheard > while_ago and not _is_accepted(it, kept)
     if seconds(site.began) > while_ago or (deaf and not kept.is_used_to_it):
         return replace(found, silent=0, stuck=0, deaf=deaf)
     return replace(found, deaf=deaf and not _hears(site, it, now - DEAF))
+
+
+def _is_accepted(it: Channel, kept: Account) -> bool:
+    """Return whether the last that people did is to resume it, since too few are heard."""
+    people = (each.what for each in reversed(it.changes) if each.author != BY_WAVES)
+    return next(people, "") == RESUMED and kept.counted_from >= kept.deaf
 
 
 def listening(site: Site, it: Channel, kept: Account) -> Account:
