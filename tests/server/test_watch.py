@@ -238,6 +238,18 @@ def test_hosts_that_report_seldom_are_counted_after_some_hours(here: Town) -> No
     assert [it.action for it in here.news] == ["goes on", "halted"]
 
 
+def test_a_fleet_that_is_off_at_night_is_no_news_once_all_are_offered_it(here: Town) -> None:
+    here.promote()
+    here.ended(HOSTS, "confirmed")
+
+    for _ in range(20):
+        here.now += timedelta(minutes=30)
+        here.look()
+
+    assert desk.account(here.site, "stable").is_used_to_it
+    assert here.news == []
+
+
 def test_a_wave_opens_to_hosts_that_report_seldom(here: Town) -> None:
     for turn in range(8):
         here.hosts(HOSTS[turn::8], version=OLD, place=turn)

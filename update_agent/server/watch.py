@@ -19,7 +19,7 @@ from update_agent.core import trust
 from update_agent.core.budget import Course, Verdict, judge
 from update_agent.core.channel import BY_WAVES, Channel
 from update_agent.core.document import MAX_TEXT
-from update_agent.core.rollout import Pause
+from update_agent.core.rollout import RING, Pause
 from update_agent.core.trust import SIGNED_AT
 from update_agent.errors import UpdateAgentError
 from update_agent.publish import channels
@@ -146,12 +146,16 @@ def _judge(site: Site, it: Channel, tell: Tell) -> None:
 
 
 def _kept(site: Site, it: Channel, tell: Tell) -> desk.Account:
-    """Return what the rollout is held to as of now, and store it; tell people what follows."""
+    """Return what the rollout is held to as of now, and store it.
+
+    People are told what follows while waves are to come: a fleet may be off every night.
+    """
     before = desk.account(site, it.channel)
     kept = desk.listening(site, it, desk.current(site, it))
     if kept != before:
         desk.keep_count(site, it.channel, kept)
-    if kept.is_used_to_it and not before.is_used_to_it:
+    opens = it.rollout is not None and it.rollout.begun(site.now()) < RING
+    if opens and kept.is_used_to_it and not before.is_used_to_it:
         tell(News(channel=it.channel, version=str(it.version), action="goes on", reason=_UNHEARD))
     return kept
 
