@@ -130,6 +130,11 @@ def test_a_host_on_which_it_fails_again_and_again_is_one_host(here: Town) -> Non
 
     assert tally
     assert (tally.confirmed, tally.fell_back) == (1, 2)
+    here.away(range(3, 4))
+    here.passes(minutes=31)
+    tally = desk.tally(here.site, here.channel, desk.account(here.site, "stable"))
+    assert tally
+    assert (tally.confirmed, tally.failed) == (1, 2)
 
 
 def test_hosts_that_do_not_come_back_halt_a_rollout(here: Town) -> None:

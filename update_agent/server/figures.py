@@ -373,18 +373,24 @@ def tally(
 ) -> Tally:
     """Return how the hosts of a channel stand with ``version``, counted from ``since`` on.
 
-    A host that went away before then, and was not lost yet, is one that nobody knew of.
+    A host that went away before then, and was not lost yet, is one that nobody knew of. One on
+    which it failed, and that was lost when it tried again, is counted once.
     """
     lately = _lately(connection, channel, now)
     runs = sql.and_(hosts.c.version == version, hosts.c.state != "trial")
     stands = connection.execute(
         sql.select(sql.func.count().label("hosts"), _count(runs).label("running")).where(lately)
     ).one()
+    tried = sql.and_(
+        attempts.c.channel == channel, attempts.c.version == version, attempts.c.seen >= since
+    )
+    failed = sql.select(attempts.c.host).where(tried, attempts.c.outcome.in_(_FAILED))
     quiet = hosts.c.seen <= now - budget.silence
     away = connection.execute(
         sql.select(_count(quiet).label("silent"), _count(sql.not_(quiet)).label("stuck")).where(
             hosts.c.channel == channel, hosts.c.state.in_(_AWAY), hosts.c.target == version,
             hosts.c.changed > since - budget.silence, hosts.c.changed <= now - budget.silence,
+            hosts.c.host.not_in(failed),
         )
     ).one()  # fmt: skip
     unable = connection.scalar(
@@ -392,7 +398,7 @@ def tally(
         .select_from(hosts)
         .where(lately, hosts.c.state.in_(_AT_REST), hosts.c.reason.in_(_UNABLE), sql.not_(runs))
     )
-    outcomes = _outcomes(connection, channel, version, since)
+    outcomes = _outcomes(connection, tried, failed)
     return Tally(
         hosts=stands.hosts, running=stands.running or 0, silent=away.silent or 0,
         stuck=away.stuck or 0, unable=unable or 0, confirmed=outcomes[_CONFIRMED],
@@ -400,16 +406,12 @@ def tally(
     )  # fmt: skip
 
 
-def _outcomes(connection: Connection, channel: str, version: str, since: int) -> dict[str, int]:
-    """Return how many hosts tried ``version`` with which outcome, each counted by its newest.
+def _outcomes(connection: Connection, tried: Any, failed: Any) -> dict[str, int]:  # noqa: ANN401
+    """Return how many hosts ``tried`` with which outcome, each counted by its newest.
 
     Whoever tries again and again on one host learns of that host alone. Only of hosts on which it
-    failed, which are few, attempts are put in order.
+    ``failed``, which are few, attempts are put in order.
     """
-    tried = sql.and_(
-        attempts.c.channel == channel, attempts.c.version == version, attempts.c.seen >= since
-    )
-    failed = sql.select(attempts.c.host).where(tried, attempts.c.outcome.in_(_FAILED))
     order = (attempts.c.seen.desc(), attempts.c.ended.desc(), attempts.c.attempt)
     number = sql.func.row_number().over(partition_by=attempts.c.host, order_by=order)
     ended = (
