@@ -32,6 +32,7 @@ _ORDER = (
     "test_readme.py",
     "test_selector.py",
     "test_fallback.py",
+    "test_rollback.py",
     "test_first_hour.py",
 )
 """The longest first, that neither of two workers has much to do when the other is done."""
