@@ -2,13 +2,13 @@
 
 import configparser
 import re
-import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.bus import POLICY, ROOT
 from tests.disks import tool
+from tests.units import exposure
 from update_agent.agent.bus import GROUP
 from update_agent.host import bus, files, reboot
 from update_agent.host.paths import FOLDER
@@ -26,15 +26,10 @@ def directives(name: str) -> dict[str, dict[str, str]]:
 
 
 def test_the_sandbox_is_tight(figure: Callable[[str], None]) -> None:
-    judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(DAEMON)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = re.search(r"exposure level for update-agentd.service: ([0-9.]+)", judged.stdout)
+    found = exposure(DAEMON)
 
-    assert found, judged.stderr
-    figure(f"systemd-analyze security update-agentd.service: {found[1]} (wanted at most 3.0)")
-    assert float(found[1]) <= 3.0
+    figure(f"systemd-analyze security update-agentd.service: {found} (wanted at most 3.0)")
+    assert found <= 3.0
 
 
 def test_it_has_no_capability() -> None:

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from configparser import RawConfigParser
@@ -13,6 +12,7 @@ import pytest
 from tests.bus import ROOT
 from tests.disks import tool
 from tests.readme import PATH, README, blocks
+from tests.units import exposure
 from update_agent.server.main import command
 
 UNIT = ROOT / "systemd/server/update-server.service"
@@ -43,15 +43,10 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
 
 
 def test_little_of_its_machine_is_open_to_it(figure: Callable[[str], None]) -> None:
-    judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNIT],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = re.search(r"exposure level for update-server.service: ([0-9.]+)", judged.stdout)
+    found = exposure(UNIT)
 
-    assert found, judged.stderr
-    figure(f"systemd-analyze security update-server.service: {found[1]} (wanted at most 2.0)")
-    assert float(found[1]) <= 2.0
+    figure(f"systemd-analyze security update-server.service: {found} (wanted at most 2.0)")
+    assert found <= 2.0
 
 
 def test_it_serves_what_it_may_write_behind_a_proxy_or_with_tls(service: dict[str, str]) -> None:

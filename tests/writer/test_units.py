@@ -1,6 +1,5 @@
 """The writer's units: what systemd makes of them, and how much of the host they leave open."""
 
-import re
 import subprocess
 from collections.abc import Callable
 from configparser import RawConfigParser
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.units import exposure
 from update_agent.host import cgroup
 from update_agent.host.writer import PATH
 
@@ -31,16 +31,10 @@ def test_the_daemon_asks_where_the_writer_listens_and_nobody_else_may() -> None:
 
 
 def test_little_of_the_host_is_open_to_the_writer(figure: Callable[[str], None]) -> None:
-    path = UNITS / "update-agent-writer.service"
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager", path],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    found = exposure(UNITS / "update-agent-writer.service")
 
-    assert found, done.stderr
-    assert float(found[1]) <= 1.5
-    figure(f"update-agent-writer.service: exposure level {found[1]} of 10 (systemd-analyze)")
+    assert found <= 1.5
+    figure(f"update-agent-writer.service: exposure level {found} of 10 (systemd-analyze)")
 
 
 def test_the_writer_has_no_network_and_no_capability() -> None:
