@@ -48,7 +48,7 @@ class LocalReboots:
     def drain(self) -> float:
         """Seconds that it may take, at most, to get ready for a reboot: as many as root takes."""
         seconds: float = self._settings.drain.total_seconds()
-        return min(max(reboot.MIN_LIMIT, seconds), reboot.MAX_LIMIT)
+        return reboot.limit_of(seconds)
 
     def ask(
         self,

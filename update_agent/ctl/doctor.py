@@ -336,9 +336,9 @@ def _reboots(host: Host) -> Found:
     else:
         yield Level.OK, f"{text}, at any time", None
     drain = reboot.drain.total_seconds()
-    if not root.MIN_LIMIT <= drain <= root.MAX_LIMIT:
-        given = length(min(max(root.MIN_LIMIT, drain), root.MAX_LIMIT))
-        yield Level.WARNING, f"reboot.drain is taken for {given}", "from 1s to 1d"
+    given = root.limit_of(drain)
+    if given != drain:
+        yield Level.WARNING, f"reboot.drain is taken for {length(given)}", "from 1s to 1d"
 
 
 def _cluster(host: Host) -> Found:

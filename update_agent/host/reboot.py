@@ -22,7 +22,7 @@ from update_agent.errors import HostError
 SOCKET = Path("/run/update-agent/reboot.sock")
 GRACE = 60.0
 """Seconds more than the limit until the answer must be there; and for the last word."""
-MIN_LIMIT, MAX_LIMIT = 1.0, 24 * 3600.0
+MAX_LIMIT = 24 * 3600.0
 GO = b"reboot\n"
 
 _LINE = re.compile(rb"([0-9]{1,6}(?:\.[0-9]{1,3})?)\n")
@@ -82,6 +82,11 @@ def _answered(connection: socket.socket) -> list[str]:
     if error is not None:
         raise HostError(str(error), hint=answer.get("hint"))
     return ran
+
+
+def limit_of(seconds: float) -> float:
+    """Return the nearest time limit that root takes: from a second to a day."""
+    return min(max(1.0, seconds), MAX_LIMIT)
 
 
 # The other side ----------------------------------------------------------------------------------
