@@ -25,7 +25,7 @@ from update_agent.host import files
 
 metadata = MetaData()
 
-SCHEMA = 5
+SCHEMA = 3
 """Goes up when tables change so that an older server cannot use them."""
 
 _BUSY = 10.0
@@ -168,14 +168,12 @@ _CHANGES = {
     ),
     2: (
         "ALTER TABLE rollouts ADD COLUMN unheard BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE rollouts ADD COLUMN deaf BIGINT NOT NULL DEFAULT 0",
         "DROP INDEX hosts_by_state",
         "CREATE INDEX hosts_by_state ON hosts (channel, state, reason, place, seen)",
-    ),
-    3: (
         "DROP INDEX attempts_by_outcome",
         "CREATE INDEX attempts_by_outcome ON attempts (channel, version, outcome, seen, host)",
     ),
-    4: ("ALTER TABLE rollouts ADD COLUMN deaf BIGINT NOT NULL DEFAULT 0",),
 }
 """What makes tables of one kind those of the next."""
 
