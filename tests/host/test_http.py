@@ -858,14 +858,14 @@ def test_bytes_beyond_a_range_do_not_disturb_the_next_one(web: Web) -> None:
 
 
 @pytest.mark.case(23)
-def test_a_mirror_that_drips_is_given_up(web: Web, other: Web) -> None:
+def test_a_mirror_that_drips_is_given_up(web: Web) -> None:
     clock = Clock()
     web.always = DrippingHeader(clock.forward)
-    other.always = Altered(status=503)
+    nobody = "http://127.0.0.1:1/blob"  # an answer could be late by the clock that the drip moves
     network = Network(replace(BRISK, deadline=10**9), ONE, clock)
-    loading = Download(network, [web.url(), other.url()], blob_size=len(BLOB))
+    loading = Download(network, [web.url(), nobody], blob_size=len(BLOB))
 
-    with pytest.raises(NoMirrorError, match=r"wanted 4096 a second; .* answers 503"):
+    with pytest.raises(NoMirrorError, match=r"wanted 4096 a second; .*refused"):
         loading.fetch(pieces(), Taker())
 
 
